@@ -1,0 +1,82 @@
+"""The worker's Celery application and its settings, from the environment alone.
+
+Start it with ``python -m celery -A quantize_worker.app worker -Q tailor --pool threads
+--concurrency 1``: the main thread keeps the broker's heartbeat while a job runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import psutil
+from celery import Celery
+
+from blobstore import BlobStore, open_store
+from quantize_worker.contract import celery_settings
+from quantize_worker.sandbox import Sandbox, find_bubblewrap
+
+# Inherited by every child: ONNX Runtime reads it when its process starts. This process itself
+# never imports ONNX Runtime.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+MEMORY_SHARE = 0.75  # of the machine's memory, for one job
+MINIMUM_MEMORY_BYTES = 4 << 30  # of address space, which is more than what is resident
+
+
+def state_folder() -> Path:
+    """``POCKETFLEET_VAR``, the folder of all embedded state; ``./var`` by default."""
+    return Path(_read("POCKETFLEET_VAR", "var")).absolute()
+
+
+def broker_url() -> str:
+    return _read("POCKETFLEET_BROKER_URL", "filesystem://")
+
+
+def broker_folder() -> str:
+    return _read("POCKETFLEET_BROKER_FOLDER", str(state_folder() / "broker"))
+
+
+def job_memory_bytes() -> int:
+    """``POCKETFLEET_JOB_MEMORY_BYTES``: what one job may use; by default 75 % of the machine's."""
+    text = _read("POCKETFLEET_JOB_MEMORY_BYTES", "")
+    if not text:
+        return max(MINIMUM_MEMORY_BYTES, int(psutil.virtual_memory().total * MEMORY_SHARE))
+    if not text.isdigit():
+        raise ValueError(f"POCKETFLEET_JOB_MEMORY_BYTES={text!r} is not a whole number of bytes")
+    return int(text)
+
+
+@functools.cache
+def blob_store() -> BlobStore:
+    """The store at ``POCKETFLEET_BLOBS_URL``; a folder under the state folder by default."""
+    return open_store(_read("POCKETFLEET_BLOBS_URL", f"file://{state_folder() / 'blobs'}"))
+
+
+@functools.cache
+def sandbox() -> Sandbox:
+    return Sandbox(hidden=[state_folder()], bubblewrap=find_bubblewrap())
+
+
+def work_folder() -> Path:
+    """Where jobs have their folders; cleared of what a killed worker left is each job's business."""
+    folder = state_folder() / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _read(name: str, default: str) -> str:
+    return os.environ.get(name, "") or default
+
+
+def _application() -> Celery:
+    url, folder = broker_url(), broker_folder()
+    if url.startswith("filesystem://"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    application = Celery("quantize_worker", include=["quantize_worker.tasks"])
+    application.conf.update(celery_settings(url, folder))
+    return application
+
+
+app = _application()

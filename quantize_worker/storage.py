@@ -1,0 +1,138 @@
+"""Between the blob store and a job's work folder. Only the parent process, outside the sandbox.
+
+What the child wrote is not trusted: only plain files are taken, and only with the digest and
+size the child declared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import zstandard
+
+from blobstore import BlobError, BlobMissing, BlobStore
+from quantize_worker.contract import (
+    ArtifactChunk,
+    ArtifactFile,
+    Blob,
+    Recipe,
+    Source,
+    blob_key,
+    cancel_key,
+    digest,
+)
+from quantize_worker.errors import ModelRefused, SandboxFailed
+
+CHECKPOINT_FORMAT = 1
+
+
+def fetch_source(store: BlobStore, source: Source, folder: Path) -> None:
+    """Write the upload's files under ``folder`` at their paths.
+
+    Raises:
+        ModelRefused: if a path leaves the folder.
+        BlobError: if a blob is missing or damaged.
+    """
+    for file in source.files:
+        store.fetch(blob_key(file.sha256), _within(folder, file.path), sha256=file.sha256)
+
+
+def fetch_set(store: BlobStore, blob: Blob | None, path: Path) -> None:
+    """Write a sample set, if there is one, to ``path``."""
+    if blob is not None:
+        store.fetch(blob_key(blob.sha256), path, sha256=blob.sha256)
+
+
+def store_chunks(store: BlobStore, files: Iterable[ArtifactFile], folder: Path) -> None:
+    """Upload the chunks of files from the child's folder, those that are not there yet.
+
+    Raises:
+        SandboxFailed: if one is not what the child said.
+        BlobError: if the store fails.
+    """
+    for chunk in _distinct(files):
+        key = blob_key(chunk.stored_sha256)
+        content = _plain_content(folder / chunk.stored_sha256, chunk.stored_size_bytes)
+        if hashlib.sha256(content).hexdigest() != chunk.stored_sha256:
+            raise SandboxFailed("The child's chunk is not what it declared.")
+        if store.size(key) != len(content):
+            store.put_bytes(content, key=key)
+
+
+def is_cancelled(store: BlobStore, subject: str, attempt: int) -> bool:
+    """Whether this attempt is asked to stop. An unreachable store is no request."""
+    try:
+        return store.exists(cancel_key(subject, attempt))
+    except BlobError:
+        return False
+
+
+def checkpoint_key(source: Source, recipe: Recipe, tools: dict[str, str]) -> str:
+    """Where the finished steps of such a build are noted; other tool versions do not share it."""
+    parts = [msgspec.to_builtins(source), msgspec.to_builtins(recipe), tools, CHECKPOINT_FORMAT]
+    return f"checkpoints/{digest(parts)}.json"
+
+
+def write_checkpoint(store: BlobStore, key: str, files: list[ArtifactFile]) -> None:
+    """Note files whose chunks are stored, for a successor."""
+    store.put_bytes(msgspec.json.encode(files), key=key)
+
+
+def drop_checkpoint(store: BlobStore, key: str) -> None:
+    store.delete(key)
+
+
+def resume(store: BlobStore, key: str, artifact: Path) -> list[ArtifactFile]:
+    """Restore the files that an earlier attempt has finished into ``artifact``; [] if there are none.
+
+    A checkpoint that cannot be used whole is not used at all.
+    """
+    try:
+        files = msgspec.json.decode(store.get_bytes(key), type=list[ArtifactFile])
+        for file in files:
+            _restore(store, file, _within(artifact, file.path))
+    except (BlobError, msgspec.MsgspecError, zstandard.ZstdError, SandboxFailed, ModelRefused):
+        return []
+    return files
+
+
+def _restore(store: BlobStore, file: ArtifactFile, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = hashlib.sha256()
+    with path.open("wb") as out:
+        for chunk in file.chunks:
+            frame = store.get_bytes(blob_key(chunk.stored_sha256))
+            content = zstandard.ZstdDecompressor().decompress(frame, max_output_size=chunk.size_bytes)
+            whole.update(content)
+            out.write(content)
+    if whole.hexdigest() != file.sha256:
+        raise BlobMissing(file.path)
+
+
+def _distinct(files: Iterable[ArtifactFile]) -> list[ArtifactChunk]:
+    return list({chunk.stored_sha256: chunk for file in files for chunk in file.chunks}.values())
+
+
+def _within(folder: Path, path: str) -> Path:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts:
+        raise ModelRefused("invalid_model", f"The upload's path {path!r} leaves its folder; rename the file.")
+    return folder.joinpath(*parts)
+
+
+def _plain_content(path: Path, size: int) -> bytes:
+    """Content of a plain file of exactly this size; links and devices are not followed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxFailed("A chunk that the child declared is not there.") from error
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise SandboxFailed("A chunk that the child declared is not a plain file of its size.")
+        return file.read(size)
