@@ -52,9 +52,7 @@ def enrolment_payload(*, nonce: str, public_key: str, server: str) -> bytes:
         public_key: raw Ed25519 public key, :func:`b64`.
         server: the audience the nonce was issued for, as the server named it.
     """
-    return canonical_json(
-        {"_type": "enrol", "nonce": nonce, "public_key": public_key, "server": server}
-    )
+    return canonical_json({"_type": "enrol", "nonce": nonce, "public_key": public_key, "server": server})
 
 
 def token_payload(*, nonce: str, device: str, server: str) -> bytes:
