@@ -49,6 +49,7 @@ class ModelVersion(TenantOwned):
     # the running inspection
     attempt = models.PositiveIntegerField(default=0)
     starts = models.PositiveIntegerField(default=0)  # attempts that a worker really began
+    enqueued_at = models.DateTimeField(null=True)  # the current attempt
     lease_expires_at = models.DateTimeField(null=True)
     step = models.CharField(max_length=40, blank=True)
     share = models.FloatField(default=0.0)
@@ -124,6 +125,7 @@ class Build(TenantOwned):
     state = models.CharField(max_length=16, choices=State.choices, default=State.PLANNED)
     attempt = models.PositiveIntegerField(default=0)
     starts = models.PositiveIntegerField(default=0)  # attempts that a worker really began
+    enqueued_at = models.DateTimeField(null=True)  # the current attempt
     lease_expires_at = models.DateTimeField(null=True)
     step = models.CharField(max_length=40, blank=True)
     share = models.FloatField(default=0.0)

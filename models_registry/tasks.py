@@ -1,0 +1,60 @@
+"""What the control worker does: decode a message, call one service. All are idempotent."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import shared_task
+from django.utils import timezone
+
+from models_registry.services import builds, leases, releases, signing, sweeper, versions
+from quantize_worker.contract import (
+    TASK_BUILD_RESULT,
+    TASK_INSPECT_RESULT,
+    TASK_PROGRESS,
+    BuildResult,
+    InspectResult,
+    Progress,
+    from_wire,
+)
+
+log = logging.getLogger(__name__)
+
+
+@shared_task(name=TASK_PROGRESS)
+def progress(message: dict[str, Any]) -> None:
+    leases.apply_progress(progress=from_wire(message, Progress))
+
+
+@shared_task(name=TASK_INSPECT_RESULT)
+def inspect_result(message: dict[str, Any]) -> None:
+    result = from_wire(message, InspectResult)
+    if not versions.apply_inspect_result(result=result):
+        log.info("version %s: result of stale attempt %d ignored", result.version, result.attempt)
+
+
+@shared_task(name=TASK_BUILD_RESULT)
+def build_result(message: dict[str, Any]) -> None:
+    result = from_wire(message, BuildResult)
+    if not builds.apply_build_result(result=result):
+        log.info("build %s: result of stale attempt %d ignored", result.build, result.attempt)
+
+
+@shared_task(name=releases.TASK_SIGN_RELEASE)
+def sign_release(message: dict[str, Any]) -> None:
+    releases.publish_release(release_id=message["release"])
+
+
+@shared_task(name="models_registry.sweep")
+def sweep() -> None:
+    counts = sweeper.sweep(now=timezone.now())
+    if counts:
+        log.info("sweep: %s", counts)
+
+
+@shared_task(name="models_registry.refresh_timestamps")
+def refresh_timestamps() -> None:
+    refreshed = signing.refresh_timestamps(now=timezone.now())
+    if refreshed:
+        log.info("metadata signed anew: %s", refreshed)
