@@ -115,6 +115,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "fleet.console.middleware.ContentSecurityPolicy",
 ]
 ROOT_URLCONF = "fleet.urls"
 WSGI_APPLICATION = "fleet.wsgi.application"
@@ -164,7 +165,7 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["fleet.management_api.parsers.StrictJSONParser"],
     "DEFAULT_PAGINATION_CLASS": "fleet.management_api.pagination.CreatedCursorPagination",
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "fleet.management_api.schema.ProblemAutoSchema",
     "EXCEPTION_HANDLER": "fleet.management_api.problems.exception_handler",
     "PAGE_SIZE": 50,
     "UNAUTHENTICATED_USER": None,
@@ -178,6 +179,15 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": [],
     "SERVE_AUTHENTICATION": [],
     "SCHEMA_PATH_PREFIX": "/api/v1",
+    "ENUM_NAME_OVERRIDES": {
+        "VersionState": "models_registry.models.ModelVersion.State",
+        "BuildState": "models_registry.models.Build.State",
+        "TailoringState": "models_registry.models.Tailoring.State",
+        "ReleaseState": "models_registry.models.Release.State",
+        "DeviceState": "fleet.devices.models.Device.State",
+        "RolloutState": "fleet.rollouts.models.Rollout.State",
+        "AssignmentState": "fleet.rollouts.models.Assignment.State",
+    },
 }
 
 # Pocketfleet's own
@@ -186,6 +196,7 @@ BROKER_FOLDER = env_path("POCKETFLEET_BROKER_FOLDER", VAR / "broker")
 BLOBS_URL = env_str("POCKETFLEET_BLOBS_URL", f"file://{VAR}/blobs")
 KEYS_FOLDER = env_path("POCKETFLEET_KEYS", VAR / "keys")
 MAX_UPLOAD_BYTES = env_int("POCKETFLEET_MAX_UPLOAD_BYTES", 64 * 2**30, minimum=1)
+TOKEN_KEY_EPOCH = env_int("POCKETFLEET_TOKEN_KEY_EPOCH", 1, minimum=1)  # raising it revokes all device tokens
 POLL_INTERVAL_S = env_float("POCKETFLEET_POLL_INTERVAL_S", 300.0)
 SWEEP_INTERVAL_S = env_float("POCKETFLEET_SWEEP_INTERVAL_S", 5.0)
 

@@ -70,7 +70,8 @@ class Device(TenantOwned):
     agent_version = models.CharField(max_length=100, blank=True)
     accelerators = models.JSONField(default=list)  # kinds, e.g. ["cpu", "npu"]
     emulated = models.BooleanField(default=False)  # any accelerator is emulated
-    tags = models.JSONField(default=list)
+    tags = models.JSONField(default=list)  # granted and reported ones together
+    granted_tags = models.JSONField(default=list)  # by its provisioning key
     time_zone = models.CharField(max_length=100, default="UTC")
     token_epoch = models.PositiveIntegerField(default=1)  # raising it revokes its tokens
     enrolled_at = models.DateTimeField(auto_now_add=True)

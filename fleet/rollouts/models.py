@@ -77,6 +77,7 @@ class RolloutTrack(TenantOwned):
     group_index = models.IntegerField(default=-1)  # -1: no group open yet
     threshold = models.FloatField(default=0.0)
     group_opened_at = models.DateTimeField(null=True)
+    soaking_since = models.DateTimeField(null=True)
     reason = models.TextField(blank=True)
 
     class Meta:

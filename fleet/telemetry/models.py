@@ -79,3 +79,13 @@ class InferenceHour(models.Model):
                 fields=["tenant_id", "build_id", "class_name", "hour"], name="inference_hour"
             )
         ]
+
+
+class StaleHour(models.Model):
+    """An hour of a tenant that got rows since its rollup was built: work for the next one."""
+
+    tenant_id = models.UUIDField()
+    hour = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["tenant_id", "hour"], name="stale_hour")]

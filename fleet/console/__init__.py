@@ -1,0 +1,1 @@
+"""The web console: what operators see. Server-rendered pages over the same services as the API."""

@@ -1,0 +1,1 @@
+"""Views by domain: each parses, calls one service or selector and renders."""
