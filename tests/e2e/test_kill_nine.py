@@ -1,0 +1,180 @@
+"""``kill -9`` of each process in the middle of its work: its successor finishes, nothing is lost or doubled.
+
+And, on the system that has been through all of it, a third-party client gets the model's own answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import tritonclient.http
+
+from demo import minilm, sentences
+from tests.e2e.stacks import embedded, production, production_available
+from tests.e2e.system import System, running
+
+pytestmark = pytest.mark.e2e
+MODEL = "all-minilm-l6-v2"
+NAMES = {"flagship-1", "midrange-cpu-1", "entry-1"}
+CLASS_NAMES = ["flagship", "midrange-cpu", "entry"]
+
+
+@pytest.fixture(scope="module", params=["embedded", "production"])
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    if request.param == "production" and not production_available():
+        pytest.skip("POCKETFLEET_TEST_POSTGRES and POCKETFLEET_TEST_RABBITMQ are not set")
+    start = embedded if request.param == "embedded" else production
+    with start(tmp_path_factory.mktemp(request.param) / "var") as stack, running(stack) as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("source")
+    files = {name: folder / name for name in ("model.onnx", "evaluation.npz", "calibration.npz")}
+    minilm.export(minilm.model_folder(), files["model.onnx"])
+    tokenizer = minilm.load_tokenizer(minilm.model_folder(), length=sentences.SEQUENCE_LENGTH)
+    sentences.write_sets(tokenizer, evaluation=files["evaluation.npz"], calibration=files["calibration.npz"])
+    return files
+
+
+@pytest.fixture(scope="module")
+def version(system: System, source: dict[str, Path]) -> str:
+    """A checked version; the tailor worker was killed while it checked it."""
+    system.client.post("/models", {"name": MODEL})
+    roles = {"model.onnx": "model", "evaluation.npz": "evaluation", "calibration.npz": "calibration"}
+    version = system.client.upload_version(
+        MODEL, [(roles[name], path, name) for name, path in source.items()]
+    )
+    address = f"/versions/{version['id']}"
+    system.until(lambda: system.client.get(address)["step"], timeout_s=60, what="the check is under way")
+    killed = system.kill_nine("tailor")
+    ready = system.until(
+        lambda: settled(system.client.get(address)), timeout_s=180, what="the version is checked"
+    )
+    assert ready["state"] == "ready", ready
+    assert json.loads((system.control_plane.var / "run" / "pids.json").read_text())["tailor"] != killed
+    return str(version["id"])
+
+
+def settled(version: dict[str, Any]) -> dict[str, Any] | None:
+    return version if version["state"] in ("ready", "refused") else None
+
+
+@pytest.fixture(scope="module")
+def release(system: System, version: str) -> str:
+    """A release whose builds went through kills of the tailor and of the control worker."""
+    system.client.post(f"/versions/{version}/builds", {"classes": CLASS_NAMES})
+
+    def builds() -> list[dict[str, Any]]:
+        return list(system.client.all(f"/versions/{version}/builds"))
+
+    system.until(
+        lambda: [b for b in builds() if b["state"] == "building" and 0 < b["share"] < 1],
+        timeout_s=60,
+        what="a build is under way",
+    )
+    system.kill_nine("tailor")
+    system.until(
+        lambda: [b for b in builds() if b["state"] == "ready"], timeout_s=180, what="the first build"
+    )
+    system.kill_nine("control")
+    system.until(
+        lambda: all(
+            row["state"] == "ready" for row in system.client.get(f"/versions/{version}/tailorings")["results"]
+        ),
+        timeout_s=300,
+        what="every class has its build",
+    )
+    rows = builds()
+    assert len(rows) == len({row["recipe_digest"] for row in rows}) == 3, "a build was lost or doubled"
+    assert {row["state"] for row in rows} == {"ready"}
+    assert max(row["attempt"] for row in rows) >= 2, "no build was interrupted: the test showed nothing"
+    release = system.client.post(f"/versions/{version}/releases")
+    system.kill_nine("control")
+    system.until(
+        lambda: system.client.get(f"/releases/{release['id']}")["state"] == "published",
+        timeout_s=120,
+        what="the release is published",
+    )
+    return str(release["id"])
+
+
+@pytest.fixture(scope="module")
+def rollout(system: System, release: str) -> dict[str, Any]:
+    """A finished rollout; the web process was killed again and again while phones downloaded."""
+    phones = system.add_phones(NAMES)
+    system.until(
+        lambda: [d for d in system.client.all("/devices") if d["class_name"]].__len__() == len(phones),
+        timeout_s=120,
+        what="the phones have enrolled",
+    )
+    rollout = system.client.post(
+        "/rollouts", {"name": "through kills", "release": release, "policy": {"groups": [1.0]}}
+    )
+    address = f"/rollouts/{rollout['id']}"
+    system.client.post(f"{address}/start")
+
+    def assignments() -> list[dict[str, Any]]:
+        return list(system.client.all(f"{address}/assignments"))
+
+    for _ in range(3):
+        system.until(assignments, timeout_s=60, what="phones were offered the release")
+        system.kill_nine("web")
+    finished = system.until(
+        lambda: answer if (answer := system.client.get(address))["state"] == "finished" else None,
+        timeout_s=240,
+        what="the rollout is finished",
+    )
+    rows = assignments()
+    assert sorted(row["device_name"] for row in rows) == sorted(NAMES)
+    assert {row["state"] for row in rows} == {"active"}
+    return dict(finished)
+
+
+def test_check_and_builds_survive_their_workers(release: str) -> None:
+    """All assertions are in the fixtures: each kill is a step on the way here."""
+    assert release
+
+
+def test_downloads_survive_the_web_process(rollout: dict[str, Any]) -> None:
+    assert {track["class_name"]: track["counts"]["active"] for track in rollout["tracks"]} == dict.fromkeys(
+        CLASS_NAMES, 1
+    )
+
+
+def test_third_party_client_gets_the_models_own_embeddings(
+    system: System, rollout: dict[str, Any], source: dict[str, Path], tmp_path: Path
+) -> None:
+    """tritonclient[http], as it comes (binary tensors), against the model run directly."""
+    with np.load(source["evaluation.npz"]) as samples:
+        inputs = {name: samples[name][:8] for name in ("input_ids", "attention_mask")}
+    fp32 = onnxruntime.InferenceSession(source["model.onnx"]).run(None, inputs)[0]  # (8, 384)
+    for phone in system.phones:
+        address = phone.status()["inference"].removeprefix("http://")
+        client = tritonclient.http.InferenceServerClient(address)
+        assert client.is_server_ready()
+        assert client.is_model_ready(MODEL)
+        tensors = []
+        for name, value in inputs.items():
+            tensor = tritonclient.http.InferInput(name, list(value.shape), "INT64")
+            tensor.set_data_from_numpy(value)
+            tensors.append(tensor)
+        answer = client.infer(MODEL, tensors).as_numpy("sentence_embedding")
+        assert answer.shape == (8, 384)
+        np.testing.assert_allclose(answer, installed(phone.status(), inputs), atol=1e-5)
+        cosine = (answer * fp32).sum(axis=1) / np.linalg.norm(answer, axis=1) / np.linalg.norm(fp32, axis=1)
+        assert cosine.min() > 0.9
+        client.close()
+
+
+def installed(status: dict[str, Any], inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Output of the build that the phone has installed, run directly by ONNX Runtime."""
+    entry = next(model for model in status["models"] if model["model"] == MODEL)
+    return np.asarray(onnxruntime.InferenceSession(entry["entry_path"]).run(None, inputs)[0])

@@ -1,0 +1,241 @@
+"""The supervisor over real processes: restarts what dies, leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from fleet.management.lock import Locked, acquire
+from fleet.management.supervision.plan import ChildPlan, RunPlan
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 60.0
+MARK = "POCKETFLEET_TEST_MARK"
+
+# A server with a subprocess in the same session, and one in a session of its own.
+FAMILY = """
+import http.server, subprocess, sys
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+subprocess.Popen(sleep)
+subprocess.Popen(sleep, start_new_session=True)
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *args): pass
+http.server.HTTPServer.allow_reuse_address = True
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True: time.sleep(600)
+"""
+FAILING = "raise SystemExit(3)"
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """Wait for a condition; fails the test if it never holds."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        if value := holds():
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"still not so: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Running:
+    """A guard with all its processes, which carry a mark in their environment."""
+
+    def __init__(self, process: subprocess.Popen[str], mark: str, run_folder: Path) -> None:
+        self.process, self.mark, self.run_folder = process, mark, run_folder
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if "is ready" in line:
+                return
+        pytest.fail("it ended before it was ready")
+
+    def pids(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.run_folder / "pids.json").read_text())
+        return state
+
+    def child(self, name: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self.pids()["children"][name]
+        except FileNotFoundError:
+            return {"pid": None, "restarts": -1}
+        return found
+
+    def family(self) -> list[psutil.Process]:
+        """All living processes of this run, found by their environment: wherever they hang."""
+        return [process for process in psutil.process_iter() if self._ours(process)]
+
+    def _ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def wait_gone(self) -> None:
+        until(lambda: not self.family(), f"no process left of {self.family()}")
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a guard over the given children; whatever is left at the end is killed."""
+    started: list[Running] = []
+
+    def run(children: list[ChildPlan], port: int, grace_s: float = 2.0) -> Running:
+        (tmp_path / "log").mkdir(exist_ok=True)
+        lock = acquire(tmp_path / "run")
+        plan = RunPlan(
+            children=children,
+            run_folder=str(tmp_path / "run"),
+            log_folder=str(tmp_path / "log"),
+            ready_url=f"http://127.0.0.1:{port}/",
+            ready_line="it is ready",
+            lock_descriptor=lock,
+            grace_s=grace_s,
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "fleet.management.supervision.guard",
+            msgspec.json.encode(plan).decode(),
+        ]
+        mark = f"{tmp_path}-{len(started)}"
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, MARK: mark},
+            pass_fds=(lock,),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        os.close(lock)
+        started.append(Running(process, mark, tmp_path / "run"))
+        return started[-1]
+
+    yield run
+    for each in started:
+        for process in each.family():
+            process.kill()
+        each.process.wait()
+        assert each.process.stdout is not None
+        each.process.stdout.close()
+
+
+def family_of(port: int) -> list[ChildPlan]:
+    return [
+        ChildPlan(name="web", command=[sys.executable, "-c", FAMILY, str(port)]),
+        ChildPlan(name="stubborn", command=[sys.executable, "-c", STUBBORN]),
+    ]
+
+
+def test_a_killed_child_is_restarted_and_what_it_left_is_ended(start: Start) -> None:
+    port = free_port()
+    running = start(family_of(port), port)
+    running.wait_ready()
+    web = running.child("web")["pid"]
+    before = {process.pid for process in psutil.Process(web).children()} | {web}
+    assert len(before) == 3
+    os.kill(web, signal.SIGKILL)
+    until(lambda: running.child("web")["pid"] not in (None, web), "web runs again")
+    until(lambda: not any(psutil.pid_exists(pid) for pid in before), "its old family is gone")
+    assert running.child("web")["restarts"] == 1
+    assert running.child("stubborn")["restarts"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_ends_everything(start: Start, number: signal.Signals) -> None:
+    port = free_port()
+    running = start(family_of(port), port, grace_s=0.5)
+    running.wait_ready()
+    assert len(running.family()) == 6
+    running.process.send_signal(number)
+    assert running.process.wait(timeout=DEADLINE_S) == 0
+    assert running.family() == []
+    assert not (running.run_folder / "pids.json").exists()
+
+
+@pytest.mark.parametrize("victim", ["guard", "supervisor"])
+def test_nothing_is_left_when_one_of_the_two_is_killed(start: Start, victim: str) -> None:
+    port = free_port()
+    running = start(family_of(port), port, grace_s=0.5)
+    running.wait_ready()
+    pids = running.pids()
+    before = {process.pid for process in running.family()}
+    os.kill(pids[victim], signal.SIGKILL)
+    if victim == "guard":
+        running.process.wait()
+        running.wait_gone()
+        return
+    until(lambda: not any(psutil.pid_exists(pid) for pid in before - {pids["guard"]}), "all of it is gone")
+    running.wait_ready()  # a new supervisor took over
+    assert running.pids()["supervisor"] != pids["supervisor"]
+
+
+def test_killing_both_at_once_leaves_no_child(start: Start) -> None:
+    port = free_port()
+    plan = [ChildPlan(name="web", command=[sys.executable, "-m", "http.server", str(port)])]
+    running = start(plan, port)
+    running.wait_ready()
+    pids = running.pids()
+    os.kill(pids["guard"], signal.SIGSTOP)
+    os.kill(pids["supervisor"], signal.SIGKILL)
+    os.kill(pids["guard"], signal.SIGKILL)
+    running.wait_gone()
+
+
+def test_a_failing_child_is_started_ever_more_slowly_and_loudly(start: Start) -> None:
+    port = free_port()
+    failing = ChildPlan(name="tailor", command=[sys.executable, "-c", FAILING])
+    running = start([failing], port)
+    assert running.process.stdout is not None
+    lines = [running.process.stdout.readline() for _ in range(2)]
+    assert "tailor" in lines[0]
+    assert "exit code 3; restarting in 0.5 s" in lines[0]
+    assert "restarting in 1 s" in lines[1]
+
+
+def test_the_lock_is_held_until_all_have_ended(start: Start) -> None:
+    port = free_port()
+    running = start(family_of(port), port, grace_s=0.5)
+    running.wait_ready()
+    with pytest.raises(Locked):
+        acquire(running.run_folder)
+    os.kill(running.pids()["guard"], signal.SIGKILL)
+    running.process.wait()
+
+    def free() -> bool:
+        try:
+            os.close(acquire(running.run_folder))
+        except Locked:
+            return False
+        return True
+
+    until(free, "the lock is free")
+    assert running.family() == []
