@@ -65,7 +65,7 @@ class Demo:
         self._search()
         rows = self._rows(client, version, rollout)
         print("\n" + table(rows, self._source_bytes) + "\n", flush=True)
-        active = sum(track["counts"].get("active", 0) for track in rollout["tracks"])
+        active = sum(track["active"] for track in rollout["tracks"])
         return {
             "devices": len(self.phones),
             "active": active,
@@ -293,7 +293,7 @@ def _keep_running(demo: Demo, var: Path) -> None:
     print(f"The console is at {demo.control_plane.url}", flush=True)
     print(f"  login {credentials['username']}   password {credentials['password']}", flush=True)
     print(f"  REST API: {demo.control_plane.url}/api/docs   token {credentials['api_token']}", flush=True)
-    print(f"  an agent's local API: {demo.phones[0].status()['inference_address']}/v2", flush=True)
+    print(f"  an agent's local API: {demo.phones[0].status()['inference']}/v2", flush=True)
     print("Ctrl-C stops everything.", flush=True)
     while demo.control_plane.alive():
         time.sleep(1)

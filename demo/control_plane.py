@@ -86,6 +86,7 @@ class ControlPlane:
         self._environment = {
             **os.environ,
             **environment,
+            "DJANGO_SETTINGS_MODULE": "fleet.settings",
             "POCKETFLEET_VAR": str(var),
             "POCKETFLEET_PUBLIC_URL": self.url,
             "ORT_DISABLE_TELEMETRY": "1",

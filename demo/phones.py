@@ -51,14 +51,14 @@ class Phone:
 
     def __init__(self, name: str, hardware: Hardware, folder: Path) -> None:
         self.name = name
-        self._state = folder / name
+        self.state = folder / name
         self._hardware = hardware
         self._process: subprocess.Popen[bytes] | None = None
 
     def initialise(self, *, server: str, provisioning_key: str, root: Path) -> None:
         """``pocketfleet-agent init`` with a profile of emulated hardware."""
-        self._state.mkdir(parents=True)
-        profile = self._state.parent / f"{self.name}.toml"
+        self.state.mkdir(parents=True)
+        profile = self.state.parent / f"{self.name}.toml"
         profile.write_text(_toml(self._hardware))
         self._agent(
             "init", "--server", server, "--provisioning-key", provisioning_key, "--root", str(root),
@@ -67,7 +67,7 @@ class Phone:
 
     def start(self) -> None:
         """``pocketfleet-agent run``, its output in ``<name>.log`` beside the state folder."""
-        with (self._state.parent / f"{self.name}.log").open("ab") as log:
+        with (self.state.parent / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command("run")],
                 cwd=ROOT,
@@ -114,7 +114,7 @@ class Phone:
         self._process.wait()
 
     def _command(self, verb: str) -> list[str]:
-        return [sys.executable, "-m", "device_agent", verb, "--state-dir", str(self._state)]
+        return [sys.executable, "-m", "device_agent", verb, "--state-dir", str(self.state)]
 
     def _agent(self, verb: str, *arguments: str) -> str:
         done = subprocess.run(

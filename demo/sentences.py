@@ -1,7 +1,7 @@
 """Sentences that exist everywhere: the docstrings of Python's standard library.
 
-They are read from the library's source by :mod:`ast`; nothing is imported. Which sentences come
-out depends on the Python version only.
+They are read from the source of its top-level modules by :mod:`ast`; nothing is imported. Which
+sentences come out depends on the Python version only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ SEQUENCE_LENGTH = 64  # tokens; every sample has the same length, as static cali
 EVALUATION_SAMPLES = 256
 CALIBRATION_SAMPLES = 64
 MINIMUM_WORDS = 5
-LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -34,7 +33,7 @@ def docstring_sentences(library: Path | None = None) -> list[str]:
         library: folder of Python files; the standard library by default.
     """
     folder = library or Path(sysconfig.get_path("stdlib"))
-    found = {sentence for path in _sources(folder) for sentence in _sentences(path)}
+    found = {sentence for path in sorted(folder.glob("*.py")) for sentence in _sentences(path)}
     return sorted(found, key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
 
 
@@ -55,12 +54,6 @@ def write_sets(tokenizer: Tokenizer, *, evaluation: Path, calibration: Path) -> 
         )
     np.savez(evaluation, **tokenize(tokenizer, sentences[:EVALUATION_SAMPLES]))  # type: ignore[arg-type]
     np.savez(calibration, **tokenize(tokenizer, sentences[EVALUATION_SAMPLES:]))  # type: ignore[arg-type]
-
-
-def _sources(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*.py")):
-        if not LEFT_OUT & set(path.relative_to(folder).parts):
-            yield path
 
 
 def _sentences(path: Path) -> Iterator[str]:

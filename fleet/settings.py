@@ -58,9 +58,7 @@ def _database(url: str) -> dict[str, Any]:
                 **dict(parse_qsl(parts.query)),
             },
         }
-    raise ImproperlyConfigured(
-        f"POCKETFLEET_DATABASE_URL: {parts.scheme!r} is neither sqlite nor postgres"
-    )
+    raise ImproperlyConfigured(f"POCKETFLEET_DATABASE_URL: {parts.scheme!r} is neither sqlite nor postgres")
 
 
 DEBUG = env_bool("POCKETFLEET_DEBUG", False)
@@ -133,10 +131,10 @@ TEMPLATES = [
     }
 ]
 
-DATABASES = {"default": _database(env_str("POCKETFLEET_DATABASE_URL", f"sqlite:///{VAR}/pocketfleet.sqlite3"))}
+DATABASES = {"default": _database(env_str("POCKETFLEET_DATABASE_URL", f"sqlite://{VAR}/pocketfleet.sqlite3"))}
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Telemetry writes in the control data's file would hold up everything else (one writer a file).
-    DATABASES["telemetry"] = _database(f"sqlite:///{VAR}/telemetry.sqlite3")
+    DATABASES["telemetry"] = _database(f"sqlite://{VAR}/telemetry.sqlite3")
     DATABASE_ROUTERS = ["fleet.telemetry.routing.TelemetryRouter"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -153,6 +151,7 @@ TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
 STATIC_URL = "/static/"
 STATIC_ROOT = env_path("POCKETFLEET_STATIC_ROOT", VAR / "static")
+WHITENOISE_IMMUTABLE_FILE_TEST = r"^/static/vendor/[^/]+-[0-9.]+/"  # versioned folders never change
 WHITENOISE_USE_FINDERS = True  # serves without collectstatic; production images collect
 DATA_UPLOAD_MAX_MEMORY_SIZE = 8 * 2**20  # bytes of any body that is read whole
 
@@ -172,7 +171,13 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Pocketfleet management API",
-    "DESCRIPTION": "Everything the console does, for app teams. Errors are problem+json with stable codes.",
+    "DESCRIPTION": (
+        "Everything the console does, for app teams.\n\n"
+        "- Send a token of your app with each call: `Authorization: Bearer pf_…`. Its scopes say what it may do.\n"
+        "- Errors are `application/problem+json` with a stable `code` and a `detail` that says what to do next.\n"
+        "- Lists come in pages: follow `next` until it is null; `page_size` is 50, at most 200.\n"
+        "- A creating POST takes an `Idempotency-Key`: sent again with the same body, it creates nothing twice."
+    ),
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import uuid
+from typing import TypeVar
 
+from django.db import models as orm
 from django.db.models import QuerySet
 
 from models_registry.models import (
@@ -26,7 +28,9 @@ _METADATA_NAME = re.compile(r"(?:(?P<version>[1-9][0-9]{0,8})\.)?(?P<role>[a-z][
 _TARGET_NAME = re.compile(r"(?P<folder>(?:[^/]+/)*)(?P<sha256>[0-9a-f]{64})\.(?P<name>[^/]+)\Z")
 _UNVERSIONED = ("timestamp", "root")
 
+Row = TypeVar("Row", bound=orm.Model)
 Id = uuid.UUID | str
+NO_ID = uuid.UUID(int=0)
 
 
 def models_of(tenant: Tenant) -> QuerySet[Model]:
@@ -39,7 +43,7 @@ def models_of(tenant: Tenant) -> QuerySet[Model]:
 def model(tenant: Tenant, name_or_id: Id) -> Model:
     """A model by id or name. Raises NotFound."""
     key = as_id(name_or_id)
-    found = models_of(tenant).filter(pk=key) if key else models_of(tenant).filter(name=name_or_id)
+    found = models_of(tenant).filter(name=name_or_id) if key == NO_ID else models_of(tenant).filter(pk=key)
     return _one(found, "model", name_or_id)
 
 
@@ -158,15 +162,15 @@ def tenants_with_repository() -> QuerySet[Tenant]:
     )
 
 
-def as_id(text: Id) -> uuid.UUID | None:
-    """``text`` as an id, or None, which no row has."""
+def as_id(text: Id) -> uuid.UUID:
+    """``text`` as an id; what is none becomes the nil UUID, which no row has."""
     try:
         return text if isinstance(text, uuid.UUID) else uuid.UUID(text)
     except ValueError:
-        return None
+        return NO_ID
 
 
-def _one(found: QuerySet, kind: str, name: Id):  # type: ignore[no-untyped-def, type-arg]
+def _one(found: QuerySet[Row], kind: str, name: Id) -> Row:
     row = found.first()
     if row is None:
         raise NotFound(f"There is no {kind} {str(name)!r} here.", code=f"{kind}_not_found")

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from celery import shared_task
+from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from models_registry.services import builds, leases, releases, signing, sweeper, versions
@@ -21,27 +22,34 @@ from quantize_worker.contract import (
 
 log = logging.getLogger(__name__)
 
+# A database that is busy or restarting would cost a result, and so the work behind it. At once,
+# for a delayed message would hold up the queue (RabbitMQ's quorum queues count it as taken).
+PATIENT: dict[str, Any] = {
+    "autoretry_for": (OperationalError, InterfaceError),
+    "retry_kwargs": {"max_retries": 5, "countdown": 0},
+}
+
 
 @shared_task(name=TASK_PROGRESS)
 def progress(message: dict[str, Any]) -> None:
     leases.apply_progress(progress=from_wire(message, Progress))
 
 
-@shared_task(name=TASK_INSPECT_RESULT)
+@shared_task(name=TASK_INSPECT_RESULT, **PATIENT)
 def inspect_result(message: dict[str, Any]) -> None:
     result = from_wire(message, InspectResult)
     if not versions.apply_inspect_result(result=result):
         log.info("version %s: result of stale attempt %d ignored", result.version, result.attempt)
 
 
-@shared_task(name=TASK_BUILD_RESULT)
+@shared_task(name=TASK_BUILD_RESULT, **PATIENT)
 def build_result(message: dict[str, Any]) -> None:
     result = from_wire(message, BuildResult)
     if not builds.apply_build_result(result=result):
         log.info("build %s: result of stale attempt %d ignored", result.build, result.attempt)
 
 
-@shared_task(name=releases.TASK_SIGN_RELEASE)
+@shared_task(name=releases.TASK_SIGN_RELEASE, **PATIENT)
 def sign_release(message: dict[str, Any]) -> None:
     releases.publish_release(release_id=message["release"])
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import datetime
-from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
@@ -56,11 +55,11 @@ def tenant_by_slug(slug: str) -> Tenant | None:
     return Tenant.objects.filter(slug=slug).first()
 
 
-def membership_of(user: AbstractBaseUser | AnonymousUser | Any) -> Membership | None:
+def membership_of(user: AbstractBaseUser | AnonymousUser) -> Membership | None:
     """The user's membership (the oldest, should there be several), with its tenant."""
-    if not getattr(user, "is_authenticated", False):
+    if not isinstance(user, User):
         return None
-    return Membership.objects.filter(user_id=user.pk).select_related("tenant").order_by("pk").first()
+    return Membership.objects.filter(user=user).select_related("tenant").order_by("pk").first()
 
 
 def audit_entries(tenant: Tenant) -> QuerySet[AuditEntry]:

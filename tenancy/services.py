@@ -6,8 +6,7 @@ import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import User
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_slug
@@ -83,9 +82,7 @@ def create_app(*, tenant: Tenant, slug: str, name: str, actor: Actor) -> App:
 
 
 @transaction.atomic
-def create_user(
-    *, tenant: Tenant, username: str, password: str, role: str, actor: Actor = SYSTEM
-) -> AbstractUser:
+def create_user(*, tenant: Tenant, username: str, password: str, role: str, actor: Actor = SYSTEM) -> User:
     """A console user with a role in the tenant.
 
     Raises:
@@ -98,10 +95,9 @@ def create_user(
         validate_password(password)
     except ValidationError as error:
         raise Invalid(" ".join(error.messages), code="weak_password") from None
-    users = get_user_model().objects
-    if users.filter(username=username).exists():
+    if User.objects.filter(username=username).exists():
         raise AlreadyExists(f"There is a user {username!r} already. Choose another name.", code="user_exists")
-    user: AbstractUser = users.create_user(username=username, password=password)
+    user = User.objects.create_user(username=username, password=password)
     Membership.objects.create(tenant=tenant, user=user, role=role)
     record(
         tenant=tenant,

@@ -10,8 +10,10 @@ from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST, require_safe
+from django_htmx.http import HttpResponseClientRedirect
 
 from tenancy.actor import Actor
 from tenancy.errors import Forbidden, ProblemError, ScopeMissing
@@ -51,6 +53,19 @@ class Permissions:
             )
 
 
+def signed_in(view: Handler) -> Handler:
+    """Sends visitors to the login; a part that htmx asks for takes the whole page there."""
+    guarded: Handler = login_required(view)
+
+    @wraps(view)
+    def wrapper(request: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        if request.htmx and not request.user.is_authenticated:
+            return HttpResponseClientRedirect(reverse("console:login"))
+        return guarded(request, *args, **kwargs)
+
+    return wrapper
+
+
 def page(section: str, *scopes: str) -> Callable[[Handler], Handler]:
     """A page of ``section`` (its entry in the navigation); problems become an error page."""
 
@@ -64,7 +79,7 @@ def page(section: str, *scopes: str) -> Callable[[Handler], Handler]:
             except ProblemError as error:
                 return problem_page(request, error)
 
-        return login_required(require_safe(wrapper))
+        return signed_in(require_safe(wrapper))
 
     return decorate
 
@@ -82,7 +97,7 @@ def form_page(section: str, *scopes: str) -> Callable[[Handler], Handler]:
             except ProblemError as error:
                 return problem_page(request, error)
 
-        return login_required(wrapper)
+        return signed_in(wrapper)
 
     return decorate
 
@@ -104,7 +119,7 @@ def action(*scopes: str) -> Callable[[Handler], Handler]:
                 messages.error(request, error.detail or error.title)
                 return redirect(_came_from(request))
 
-        return login_required(require_POST(wrapper))
+        return signed_in(require_POST(wrapper))
 
     return decorate
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.http import HttpRequest, QueryDict
 
 from fleet.rollouts.decision import Policy
 from quantize_worker.contract import PRECISIONS
 from tenancy.scopes import SCOPES
 
 MB = 1_000_000
+
+
+def sent(request: HttpRequest) -> QueryDict | None:
+    """What a form was sent with, even if that is nothing; None where it is only to be shown."""
+    return request.POST if request.method == "POST" else None
 
 
 class StyledForm(forms.Form):
@@ -20,22 +26,26 @@ class StyledForm(forms.Form):
     use_required_attribute = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, label_suffix="", **kwargs)
-        for name, field in self.fields.items():
+        super().__init__(*args, **kwargs)
+        self.label_suffix = ""
+        for field in self.fields.values():
             widget = field.widget
             if isinstance(widget, forms.CheckboxInput | forms.CheckboxSelectMultiple):
                 css = "form-check-input"
             else:
                 css = "form-select" if isinstance(widget, forms.Select) else "form-control"
-            invalid = " is-invalid" if self.is_bound and name in self.errors else ""
-            widget.attrs["class"] = f"{css} {widget.attrs.get('class', '')}{invalid}".strip()
+            widget.attrs["class"] = f"{css} {widget.attrs.get('class', '')}".strip()
+
+    def add_error(self, field: str | None, error: Any) -> None:
+        super().add_error(field, error)
+        for name in self.errors.keys() & self.fields.keys():
+            attrs = self.fields[name].widget.attrs
+            if "is-invalid" not in attrs["class"]:
+                attrs["class"] += " is-invalid"
 
     def add_problem(self, detail: str, field: str = "") -> None:
         """Show a service's refusal at its field, or above the form."""
-        name = field if field in self.fields else None
-        self.add_error(name, detail)
-        if name:
-            self.fields[name].widget.attrs["class"] += " is-invalid"
+        self.add_error(field if field in self.fields else None, detail)
 
 
 class DeviceClassForm(StyledForm):
@@ -135,19 +145,22 @@ class RolloutForm(StyledForm):
     )
     device_timeout_h = forms.FloatField(
         min_value=0.01,
-        initial=_DEFAULT.device_timeout_s / 3600,
+        initial=f"{_DEFAULT.device_timeout_s / 3600:g}",
         label="Device timeout (hours)",
         help_text="After that a silent device is not waited for.",
     )
     success_percent = forms.FloatField(
-        min_value=0, max_value=100, initial=_DEFAULT.success_ratio * 100, label="Advance at (% active)"
+        min_value=0, max_value=100, initial=f"{_DEFAULT.success_ratio * 100:g}", label="Advance at (% active)"
     )
     failure_percent = forms.FloatField(
-        min_value=0, max_value=100, initial=_DEFAULT.failure_ratio * 100, label="Pause above (% failed)"
+        min_value=0,
+        max_value=100,
+        initial=f"{_DEFAULT.failure_ratio * 100:g}",
+        label="Pause above (% failed)",
     )
     soak_min = forms.FloatField(
         min_value=0,
-        initial=_DEFAULT.soak_s / 60,
+        initial=f"{_DEFAULT.soak_s / 60:g}",
         label="Soak (minutes)",
         help_text="Watch a complete group this long before the next one.",
     )
@@ -159,7 +172,9 @@ class RolloutForm(StyledForm):
     def clean_groups_percent(self) -> list[float]:
         try:
             return [
-                round(float(part) / 100, 6) for part in self.cleaned_data["groups_percent"].split(",") if part.strip()
+                round(float(part) / 100, 6)
+                for part in self.cleaned_data["groups_percent"].split(",")
+                if part.strip()
             ]
         except ValueError:
             raise forms.ValidationError("Numbers with commas between them, e.g. 1, 10, 50, 100.") from None

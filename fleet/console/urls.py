@@ -51,11 +51,16 @@ urlpatterns = [
     path("rollouts/<uuid:rollout_id>", rollouts.rollout, name="rollout"),
     path("rollouts/<uuid:rollout_id>/live", rollouts.rollout_live, name="rollout-live"),
     path("rollouts/<uuid:rollout_id>/delete", rollouts.delete, name="rollout-delete"),
-    re_path(f"^{ROLLOUT}/(?P<event>start|pause|resume|cancel|roll_back)$", rollouts.steer, name="rollout-steer"),
+    re_path(
+        f"^{ROLLOUT}/(?P<event>start|pause|resume|cancel|roll_back)$", rollouts.steer, name="rollout-steer"
+    ),
     path(
-        "rollouts/<uuid:rollout_id>/tracks/<slug:class_name>/resume", rollouts.resume_track, name="track-resume"
+        "rollouts/<uuid:rollout_id>/tracks/<slug:class_name>/resume",
+        rollouts.resume_track,
+        name="track-resume",
     ),
     path("access", access.access, name="access"),
+    path("access/root.json", access.trust_root, name="trust-root"),
     path("access/tokens/<uuid:token_id>/revoke", access.revoke_token, name="token-revoke"),
     path("access/keys/<uuid:key_id>/revoke", access.revoke_key, name="key-revoke"),
     path("audit", audit.audit, name="audit"),

@@ -26,6 +26,8 @@ from tenancy.errors import ProblemError
 
 log = logging.getLogger(__name__)
 
+DRAINED_BYTES = 8 * 2**20
+
 View = Callable[..., HttpResponseBase]
 Message = TypeVar("Message", bound=msgspec.Struct)
 
@@ -75,6 +77,8 @@ def _framed(method: str, view: View) -> View:
 def _answer(method: str, view: View, request: HttpRequest, arguments: dict[str, Any]) -> HttpResponseBase:
     try:
         _check_protocol(request)
+        if "\0" in request.path:
+            raise Missing("There is no such address. Send it without NUL.", code="unknown_call")
         _check_method(method, request)
         return view(request, **arguments)
     except ProblemError as error:
@@ -145,6 +149,8 @@ def decode(request: HttpRequest, kind: type[Message], *, limit_bytes: int) -> Me
             ``invalid_message`` (JSON of another shape).
     """
     body = _body(request, limit_bytes)
+    if not body:  # WSGI shows no body that comes without a Content-Length
+        raise Refused("There is no body. Send one, with its Content-Length.", code="malformed_json")
     if b"\\u0000" in body:  # valid JSON, but PostgreSQL stores no NUL in a text
         raise Refused("The body has a NUL character. Send text without it.", code="malformed_json")
     try:
@@ -156,9 +162,19 @@ def decode(request: HttpRequest, kind: type[Message], *, limit_bytes: int) -> Me
         raise Refused(f"The body is not usable JSON: {reason}.", code="malformed_json") from None
 
 
+def _drain(request: HttpRequest, length: int) -> None:
+    """Read what is still being sent, within reason: who is cut off in the middle sees no answer."""
+    try:
+        while length <= DRAINED_BYTES and request.read(64 * 1024):
+            pass
+    except OSError:
+        log.debug("the sender of a body of %d bytes is gone", length)
+
+
 def _body(request: HttpRequest, limit_bytes: int) -> bytes:
-    length = request.headers.get("Content-Length", "0")
+    length = request.headers.get("Content-Length", "")
     if length.isdigit() and int(length) > limit_bytes:
+        _drain(request, int(length))
         raise TooLarge(f"The body has more than {limit_bytes} bytes. Send smaller batches.")
     try:
         body = request.body

@@ -79,7 +79,7 @@ _GRAMMAR = r"""
     CLASS.2: /class:[A-Za-z0-9_-]{1,63}/
     FIELD: /[A-Za-z_]+/
     COMPARISON: /==|!=|>=|<=|>|</
-    STRING: /"[^"\n]{0,100}"/
+    STRING: /"[^"\x00-\x1f]{0,100}"/
     NUMBER: /-?[0-9]+(\.[0-9]+)*/
     %ignore /\s+/
 """

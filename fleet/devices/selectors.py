@@ -207,6 +207,12 @@ def capability_figures(tenant: Tenant) -> list[CapabilityFigure]:
     return sorted(figures, key=lambda f: (f.soc, f.accelerator, f.metric, f.emulated))
 
 
+def declared_figures(tenant: Tenant, soc: str) -> dict[tuple[str, str], float]:
+    """What data sheets say of one SoC, by accelerator and metric."""
+    rows = SocDeclaration.objects.filter(tenant=tenant, soc=soc)
+    return {(row.accelerator, row.metric): row.value for row in rows}
+
+
 def _figure(
     soc: str,
     accelerator: str,

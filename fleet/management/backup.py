@@ -35,6 +35,33 @@ class BackupFailed(Exception):
     """The archive was not made, or cannot be restored; says what to do."""
 
 
+class State(msgspec.Struct, kw_only=True, frozen=True):
+    """Where the embedded default keeps its state: a folder, and the databases' names in it."""
+
+    folder: Path
+    databases: list[str]
+
+
+def embedded_state() -> State:
+    """The state that the settings name.
+
+    Raises:
+        BackupFailed: if not all of it lies in POCKETFLEET_VAR.
+    """
+    var = Path(settings.VAR)
+    blobs = urlsplit(settings.BLOBS_URL)
+    inside = blobs.scheme == "file" and Path(unquote(blobs.path)) == var / "blobs"
+    # A name may begin with two slashes, which POSIX keeps apart from one.
+    databases = [Path("/" + str(each["NAME"]).lstrip("/")) for each in settings.DATABASES.values()]
+    inside = inside and settings.EMBEDDED and all(path.parent == var for path in databases)
+    if not inside or Path(settings.KEYS_FOLDER) != var / "keys":
+        raise BackupFailed(
+            "Backup and restore are for the embedded default, whose state all lies in POCKETFLEET_VAR. "
+            "Use the tools of your database and object store."
+        )
+    return State(folder=var, databases=[path.name for path in databases])
+
+
 class _Digests(msgspec.Struct, kw_only=True):
     """The archive's last member: what it holds. ``files`` maps path to SHA-256."""
 
@@ -43,7 +70,7 @@ class _Digests(msgspec.Struct, kw_only=True):
     files: dict[str, str]
 
 
-def back_up(archive: Path, *, now: datetime) -> int:
+def back_up(archive: Path, *, state: State, now: datetime) -> int:
     """Write all state to ``archive``; it appears only when it is complete.
 
     Args:
@@ -53,14 +80,13 @@ def back_up(archive: Path, *, now: datetime) -> int:
         how many files it holds.
 
     Raises:
-        BackupFailed: if this is not the embedded default, or the name ends otherwise.
+        BackupFailed: if the name ends otherwise.
     """
-    var = _embedded_folder()
-    work = _working_folder(var.parent)
+    work = _working_folder(state.folder.parent)
     temporary = archive.with_name(f".{archive.name}.new")
     try:
         with _compressed(temporary, archive.name) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
-            digests = _add_all(tar, var, work, now)
+            digests = _add_all(tar, state, work, now)
         _sync(temporary)
         temporary.replace(archive)
     finally:
@@ -69,9 +95,9 @@ def back_up(archive: Path, *, now: datetime) -> int:
     return len(digests.files)
 
 
-def _add_all(tar: tarfile.TarFile, var: Path, work: Path, now: datetime) -> _Digests:
+def _add_all(tar: tarfile.TarFile, state: State, work: Path, now: datetime) -> _Digests:
     files: dict[str, str] = {}
-    for name, source in [*_copied_databases(var, work), *_plain_files(var)]:
+    for name, source in [*_copied_databases(state, work), *_plain_files(state.folder)]:
         with contextlib.suppress(FileNotFoundError):  # staged parts come and go
             files[name] = _add(tar, name, source)
     digests = _Digests(format=FORMAT, made_at=now.isoformat(), files=files)
@@ -81,15 +107,14 @@ def _add_all(tar: tarfile.TarFile, var: Path, work: Path, now: datetime) -> _Dig
     return digests
 
 
-def _copied_databases(var: Path, work: Path) -> Iterator[tuple[str, Path]]:
-    for database in _databases():
-        copy = work / database.name
+def _copied_databases(state: State, work: Path) -> Iterator[tuple[str, Path]]:
+    for name in state.databases:
         with (
-            contextlib.closing(sqlite3.connect(database)) as source,
-            contextlib.closing(sqlite3.connect(copy)) as destination,
+            contextlib.closing(sqlite3.connect(state.folder / name)) as source,
+            contextlib.closing(sqlite3.connect(work / name)) as destination,
         ):
             source.backup(destination)
-        yield database.relative_to(var).as_posix(), copy
+        yield name, work / name
 
 
 def _plain_files(var: Path) -> Iterator[tuple[str, Path]]:
@@ -108,7 +133,7 @@ def _add(tar: tarfile.TarFile, name: str, source: Path) -> str:
         member = tar.gettarinfo(arcname=name, fileobj=file)
         member.uid = member.gid = 0
         member.uname = member.gname = ""
-        tar.addfile(member, digested)  # type: ignore[arg-type]
+        tar.addfile(member, digested)
     return digested.sha256.hexdigest()
 
 
@@ -124,7 +149,7 @@ class _Digesting:
         return data
 
 
-def restore(archive: Path, *, force: bool, now: datetime) -> Path | None:
+def restore(archive: Path, *, state: State, force: bool, now: datetime) -> Path | None:
     """Put an archive's state in place, once all of it has been checked. The caller holds the lock.
 
     Args:
@@ -137,23 +162,22 @@ def restore(archive: Path, *, force: bool, now: datetime) -> Path | None:
         BackupFailed: if there is state and no ``force``, or the archive is damaged; nothing has
             changed then.
     """
-    var = _embedded_folder()
-    occupied = has_state(var)
+    occupied = has_state(state)
     if occupied and not force:
-        raise BackupFailed(f"{var} holds state. Use --force to replace it, or set POCKETFLEET_VAR.")
-    unpacked = _working_folder(var.parent)
+        raise BackupFailed(f"{state.folder} holds state. Use --force to replace it, or set POCKETFLEET_VAR.")
+    unpacked = _working_folder(state.folder.parent)
     try:
         _unpack(archive, unpacked)
         _check(unpacked)
-        return _swap(var, unpacked, now if occupied else None)
+        return _swap(state.folder, unpacked, now if occupied else None)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def has_state(var: Path) -> bool:
+def has_state(state: State) -> bool:
     """Whether there is more than what a look at it leaves behind: locks, logs, a new secret."""
-    kept = {*(path.name for path in _databases()), *FOLDERS, "credentials.json"}
-    return any((var / name).exists() for name in kept)
+    names = (*state.databases, *FOLDERS, "credentials.json")
+    return any((state.folder / name).exists() for name in names)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -205,23 +229,6 @@ def _swap(var: Path, unpacked: Path, replaced_at: datetime | None) -> Path | Non
         entry.rename(var / entry.name)
     _sync(var)
     return kept
-
-
-def _embedded_folder() -> Path:
-    """``POCKETFLEET_VAR``, if all state lies below it."""
-    var = Path(settings.VAR)
-    blobs = urlsplit(settings.BLOBS_URL)
-    inside = blobs.scheme == "file" and Path(unquote(blobs.path)) == var / "blobs"
-    if not settings.EMBEDDED or not inside or Path(settings.KEYS_FOLDER) != var / "keys":
-        raise BackupFailed(
-            "Backup and restore are for the embedded default, whose state all lies in POCKETFLEET_VAR. "
-            "Use the tools of your database and object store."
-        )
-    return var
-
-
-def _databases() -> list[Path]:
-    return [Path(str(database["NAME"])) for database in settings.DATABASES.values()]
 
 
 def _working_folder(parent: Path) -> Path:

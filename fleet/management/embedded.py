@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections, transaction
 from django.utils import timezone
@@ -85,10 +85,20 @@ def set_up(*, url: str) -> Path:
     app = app or create_app(tenant=tenant, slug=APP, name="Default", actor=SETUP)
     initialise_repository(tenant=tenant)
     _write(root_path(), tuf_metadata(tenant, "root.json") or b"", mode=0o644)
-    known = _known_credentials()
-    credentials = {**(known or _new_secrets(tenant, app)), "url": url}
-    _write(credentials_path(), msgspec.json.format(msgspec.json.encode(credentials), indent=2), mode=0o600)
+    credentials = _known_credentials() or _new_secrets(tenant, app)
+    _write_credentials({**credentials, "url": url})
     return credentials_path()
+
+
+def note_url(url: str) -> None:
+    """Keep the credentials file right when the system listens elsewhere than the last time."""
+    known = _known_credentials()
+    if known is not None and known.get("url") != url:
+        _write_credentials({**known, "url": url})
+
+
+def _write_credentials(credentials: dict[str, Any]) -> None:
+    _write(credentials_path(), msgspec.json.format(msgspec.json.encode(credentials), indent=2), mode=0o600)
 
 
 def _known_credentials() -> dict[str, Any] | None:
@@ -102,7 +112,7 @@ def _known_credentials() -> dict[str, Any] | None:
 @transaction.atomic
 def _new_secrets(tenant: Tenant, app: App) -> dict[str, Any]:
     password = secrets.token_urlsafe(15)
-    user = get_user_model().objects.filter(username=USERNAME).first()
+    user = User.objects.filter(username=USERNAME).first()
     if user is None:
         create_user(tenant=tenant, username=USERNAME, password=password, role="admin", actor=SETUP)
     else:

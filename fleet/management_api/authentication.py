@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from django.http import HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
+from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from tenancy import selectors
+from tenancy import selectors, services
 from tenancy.actor import Actor
 from tenancy.errors import Forbidden, Unauthenticated
 from tenancy.models import App, Tenant
@@ -42,6 +45,9 @@ class TokenAuthentication(BaseAuthentication):
                 "The token is unknown, revoked or expired. Make a new one under Access in the console.",
                 code="invalid_token",
             )
+        now = timezone.now()
+        if token.last_used_at is None or now - token.last_used_at > services.USE_NOTED_EVERY:
+            services.note_token_used(token=token, now=now)
         actor = Actor(kind="token", name=token.prefix)
         return Principal(token.tenant, actor, frozenset(token.scopes), token.app), "token"
 
@@ -64,14 +70,12 @@ class SessionAuthentication(BaseAuthentication):
         return Principal(membership.tenant, actor, scopes_of_role(membership.role)), "session"
 
 
-class _CsrfCheck(CsrfViewMiddleware):
-    def _reject(self, request, reason):  # type: ignore[no-untyped-def]
-        return reason  # the reason itself, instead of a page
-
-
 def _enforce_csrf(request: Request) -> None:
-    check = _CsrfCheck(lambda _: None)  # type: ignore[arg-type, return-value]
+    check = CsrfViewMiddleware(_nothing)
     check.process_request(request._request)
-    reason = check.process_view(request._request, lambda: None, (), {})
-    if reason:
-        raise Forbidden(f"Send the session's CSRF token in X-CSRFToken ({reason})", code="csrf_failed")
+    if check.process_view(request._request, _nothing, (), {}) is not None:
+        raise Forbidden("Send the session's CSRF token in X-CSRFToken.", code="csrf_failed")
+
+
+def _nothing(*_: Any) -> HttpResponse:
+    return HttpResponse()

@@ -19,6 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.encoders import JSONEncoder
 
+from fleet.management_api.authentication import Principal
 from tenancy.errors import Invalid
 from tenancy.models import IdempotencyRecord
 
@@ -60,7 +61,8 @@ def _digest(request: Request) -> str:
 
 
 def _once(request: Request, key: str, create: Callable[[], Response], secret: str | None) -> Response:
-    identity = {"tenant": request.user.tenant, "actor": str(request.user.actor), "key": key}
+    caller = cast(Principal, request.user)
+    identity = {"tenant": caller.tenant, "actor": str(caller.actor), "key": key}
     digest = _digest(request)
     try:
         with transaction.atomic():

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NoReturn
 
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
@@ -37,7 +39,11 @@ class StrictJSONParser(BaseParser):
         media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
-        return parse_json(stream.read())
+        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        body = stream.read(limit + 1)
+        if len(body) > limit:
+            raise RequestDataTooBig
+        return parse_json(body)
 
 
 class RawParser(BaseParser):
@@ -50,7 +56,7 @@ class RawParser(BaseParser):
         stream: IO[Any],
         media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
-    ) -> IO[Any]:
+    ) -> Any:
         return stream
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
@@ -11,6 +11,8 @@ from tenancy.errors import ScopeMissing, Unauthenticated
 
 if TYPE_CHECKING:  # the framework's views import this module
     from rest_framework.views import APIView
+
+    from fleet.management_api.authentication import Principal
 
 READ_ALL = ("models:read", "builds:read", "devices:read", "rollouts:read")
 
@@ -28,7 +30,8 @@ class HasScope(BasePermission):
         needed = getattr(view, "scopes", {}).get(method)
         if needed is None:
             return not hasattr(view, method.lower())  # unknown methods go on to become 405
-        missing = sorted(set((needed,) if isinstance(needed, str) else needed) - request.user.scopes)
+        held = cast("Principal", request.user).scopes
+        missing = sorted(set((needed,) if isinstance(needed, str) else needed) - held)
         if missing:
             raise ScopeMissing(f"This needs the scope {', '.join(missing)}.", scopes=missing)
         return True

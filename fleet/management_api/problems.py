@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
-from django.http import Http404
+from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
 
 from tenancy.errors import ProblemError
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 CODES = {
@@ -26,7 +30,7 @@ CODES = {
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
-    """DRF's hook: the answer to ``error``, or None for a bug, which stays a 500."""
+    """DRF's hook: the answer to ``error``; a bug is logged and answered with 500 ``internal``."""
     if isinstance(error, ProblemError):
         return _response(error.as_problem(), headers=_challenge(error.status))
     if isinstance(error, exceptions.ValidationError):
@@ -36,13 +40,22 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     elif isinstance(error, PermissionDenied):
         error = exceptions.PermissionDenied()
     elif isinstance(error, RequestDataTooBig):
-        return _response(_problem(413, "The body is too large", "Send the file in parts with ?offset=N."))
+        return _response(_problem(413, "The body is too large", "Send less at once."))
     if isinstance(error, exceptions.APIException):
         return _response(
             _problem(error.status_code, str(error.default_detail), str(error.detail)),
             headers=_challenge(error.status_code),
         )
-    return None
+    if settings.DEBUG:
+        return None
+    log.exception("a bug in %s", context.get("view"), exc_info=error)
+    return _response(ProblemError("It was logged. Try again; if it stays, tell the operator.").as_problem())
+
+
+def unknown_address(request: HttpRequest) -> JsonResponse:
+    """What is below ``/api/v1/`` and is no address of ours."""
+    problem = _problem(404, "Not found", "There is no such address; see /api/docs.")
+    return JsonResponse(problem, status=404, content_type=CONTENT_TYPE)
 
 
 def _validation(error: exceptions.ValidationError) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from django.urls import include, path
+from django.urls import include, path, re_path
+from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularAPIView
 
+from fleet.management_api.problems import unknown_address
 from fleet.management_api.views import (
     access,
     builds,
@@ -39,7 +41,9 @@ v1 = [
     path("versions/<uuid:version_id>/recheck", versions.VersionRecheckView.as_view(), name="recheck"),
     path("versions/<uuid:version_id>/builds", builds.VersionBuildsView.as_view(), name="version-builds"),
     path("versions/<uuid:version_id>/tailorings", builds.VersionTailoringsView.as_view(), name="tailorings"),
-    path("versions/<uuid:version_id>/releases", releases.VersionReleasesView.as_view(), name="version-releases"),
+    path(
+        "versions/<uuid:version_id>/releases", releases.VersionReleasesView.as_view(), name="version-releases"
+    ),
     path("versions/<uuid:version_id>/telemetry", telemetry.VersionTelemetryView.as_view(), name="telemetry"),
     path("builds", builds.BuildsView.as_view(), name="builds"),
     path("builds/<uuid:build_id>", builds.BuildView.as_view(), name="build"),
@@ -63,10 +67,9 @@ v1 = [
     ),
     path("devices/<uuid:device_id>/telemetry", telemetry.DeviceTelemetryView.as_view(), name="samples"),
     path("capabilities", devices.CapabilityFiguresView.as_view(), name="capabilities"),
+    path("trust-root", devices.TrustRootView.as_view(), name="trust-root"),
     path("provisioning-keys", devices.ProvisioningKeysView.as_view(), name="provisioning-keys"),
-    path(
-        "provisioning-keys/<uuid:key_id>", devices.ProvisioningKeyView.as_view(), name="provisioning-key"
-    ),
+    path("provisioning-keys/<uuid:key_id>", devices.ProvisioningKeyView.as_view(), name="provisioning-key"),
     path("rollouts", rollouts.RolloutsView.as_view(), name="rollouts"),
     path("rollouts/<uuid:rollout_id>", rollouts.RolloutView.as_view(), name="rollout"),
     path("rollouts/<uuid:rollout_id>/start", rollouts.RolloutStartView.as_view(), name="rollout-start"),
@@ -84,6 +87,7 @@ v1 = [
 ]
 urlpatterns = [
     path("api/v1/", include(v1)),
+    re_path(r"^api/v1/", csrf_exempt(unknown_address)),
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", docs.docs, name="docs"),
 ]

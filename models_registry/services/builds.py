@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 
 import msgspec
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from device_agent.protocol.canonical import sha256_hex
@@ -14,11 +16,13 @@ from models_registry.blobs import blobs
 from models_registry.errors import WrongState
 from models_registry.manifests import manifest_of
 from models_registry.models import Artifact, Build, ModelVersion, Tailoring
-from models_registry.services.leases import apply_progress, as_uuid, count_start
+from models_registry.selectors import as_id
+from models_registry.services.leases import apply_progress, count_start
 from models_registry.services.tailorings import (
     ask_to_stop,
     claim_blobs,
     left_out,
+    lock_builds,
     seek_build,
     settle,
     start_build,
@@ -56,8 +60,7 @@ def request_builds(
         WrongState: if the version is not ready.
     """
     now = now or timezone.now()
-    locked = ModelVersion.objects.select_for_update(of=("self",)).select_related("model", "tenant")
-    version = locked.get(pk=version.pk)
+    version = lock_builds(version.pk)
     if version.state != ModelVersion.State.READY:
         raise WrongState(
             f"{version} is {version.state}; builds need a version that is ready.", state=version.state
@@ -130,8 +133,17 @@ def apply_build_result(*, result: BuildResult, now: datetime | None = None) -> b
 
 
 def _current(result: BuildResult) -> Build | None:
-    builds = Build.objects.select_for_update(of=("self",)).select_related("version__model", "tenant")
-    return builds.filter(pk=as_uuid(result.build), state=_State.BUILDING, attempt=result.attempt).first()
+    """The build that the result is for, locked; None if the attempt is stale or the build has ended."""
+    known = Build.objects.filter(pk=as_id(result.build)).only("version_id").first()
+    if known is None:
+        return None
+    current = _locked(known.version_id).filter(state=_State.BUILDING, attempt=result.attempt)
+    return current.filter(pk=known.pk).first()
+
+
+def _locked(version_id: uuid.UUID) -> QuerySet[Build]:
+    lock_builds(version_id)
+    return Build.objects.select_for_update(of=("self",)).select_related("version__model", "tenant")
 
 
 def _take_over(build: Build, result: BuildResult, now: datetime) -> None:
@@ -201,7 +213,7 @@ def cancel_build(*, build: Build, actor: Actor, now: datetime | None = None) -> 
         WrongState: if it has ended already.
     """
     now = now or timezone.now()
-    build = Build.objects.select_for_update(of=("self",)).select_related("version", "tenant").get(pk=build.pk)
+    build = _locked(build.version_id).get(pk=build.pk)
     before = str(build.state)
     if before not in lifecycle.sources("build", "cancel"):
         raise WrongState(f"The build is {before}: there is nothing to cancel.", state=before)
@@ -232,7 +244,7 @@ def retry_build(*, build: Build, actor: Actor, now: datetime | None = None) -> B
         WrongState: if it neither failed nor was cancelled.
     """
     now = now or timezone.now()
-    build = Build.objects.select_for_update(of=("self",)).select_related("version", "tenant").get(pk=build.pk)
+    build = _locked(build.version_id).get(pk=build.pk)
     before = str(build.state)
     if not start_build(build=build, event="start", now=now):
         raise WrongState(

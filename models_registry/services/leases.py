@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,6 +9,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from models_registry.models import Build, ModelVersion
+from models_registry.selectors import as_id
 from quantize_worker.contract import LEASE_S, Progress
 
 LONGEST_LEASE_S = 3600.0
@@ -39,7 +39,7 @@ def apply_progress(*, progress: Progress, now: datetime | None = None) -> bool:
         False if the attempt is stale or the work has ended: the message is ignored.
     """
     now = now or timezone.now()
-    subject = as_uuid(progress.subject)
+    subject = as_id(progress.subject)
     changes: dict[str, Any] = {
         "step": progress.step[:40] or "working",
         "share": min(max(progress.share, 0.0), 1.0),
@@ -62,11 +62,3 @@ def count_start(work: ModelVersion | Build) -> int:
         type(work).objects.filter(pk=work.pk, attempt=work.attempt, step="").update(starts=F("starts") + 1)
         work.starts += 1
     return work.starts
-
-
-def as_uuid(text: str) -> uuid.UUID | None:
-    """The id in a message, or None: which no row has."""
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None

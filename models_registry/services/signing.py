@@ -12,7 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from django.db import transaction
@@ -52,6 +52,8 @@ LIFETIME = {
     "timestamp": timedelta(days=1),
 }
 TIMESTAMPS_KEPT = 5
+
+Role = TypeVar("Role", Root, Targets, Snapshot, Timestamp)
 
 
 @transaction.atomic
@@ -214,7 +216,7 @@ def _ageing(name: str, signed: Signed, now: datetime) -> bool:
     return signed.expires - now < LIFETIME[_kind(name)] / 2
 
 
-def load_role(tenant: Tenant, name: str, kind: type[Any]) -> Any:
+def load_role(tenant: Tenant, name: str, kind: type[Role]) -> Role:
     """The newest signed part of a role.
 
     Raises:
@@ -225,11 +227,12 @@ def load_role(tenant: Tenant, name: str, kind: type[Any]) -> Any:
         raise RepositoryMissing(
             f"Tenant {tenant.slug!r} has no signing repository. Set it up first (manage.py setup_embedded)."
         )
-    return Metadata[kind].from_bytes(body).signed
+    metadata: Metadata[Role] = Metadata.from_bytes(body)
+    return metadata.signed
 
 
 def _signed(tenant: Tenant, name: str, signed: Signed) -> TufMetadata:
-    metadata = Metadata(signed)
+    metadata: Metadata[Any] = Metadata(signed)
     for key in ROOT_KEYS if name == "root" else (_kind(name),):
         metadata.sign(signer(tenant.slug, key), append=True)
     return TufMetadata(tenant=tenant, role=name, version=signed.version, body=metadata.to_bytes())

@@ -10,6 +10,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
@@ -19,7 +21,7 @@ from models_registry.models import Build, ModelVersion, Release, UploadPart
 from models_registry.services.builds import fail_build
 from models_registry.services.leases import lease_until
 from models_registry.services.releases import TASK_SIGN_RELEASE, request_signature
-from models_registry.services.tailorings import start_build
+from models_registry.services.tailorings import lock_builds, start_build
 from models_registry.services.uploads import drop_staged
 from models_registry.services.versions import refuse_for_our_fault, restart_check
 from quantize_worker.contract import LEASE_S
@@ -45,10 +47,10 @@ def sweep(*, now: datetime) -> dict[str, int]:
         how many of each were dealt with, by kind.
     """
     counts: Counter[str] = Counter()
-    for version_id in list(_expired(_checking(), now)):
+    for (version_id,) in list(_expired(_checking(), now)):
         counts[_sweep_version(version_id, now)] += 1
-    for build_id in list(_expired(_building(), now)):
-        counts[_sweep_build(build_id, now)] += 1
+    for build_id, version_id in list(_expired(_building(), now, "version_id")):
+        counts[_sweep_build(build_id, version_id, now)] += 1
     counts["signatures"] = _sweep_releases(now)
     counts["uploads_dropped"] = _drop_uploads(now)
     counts["messages_dropped"] = drop_sent(before=now - OUTBOX_KEPT)
@@ -64,16 +66,13 @@ def _building() -> QuerySet[Build]:
     return Build.objects.filter(state=Build.State.BUILDING)
 
 
-def _expired(work: QuerySet, now: datetime) -> QuerySet:  # type: ignore[type-arg]
-    return (
-        work.filter(lease_expires_at__lte=now)
-        .order_by("lease_expires_at")
-        .values_list("pk", flat=True)[:BATCH]
-    )
+def _expired(work: QuerySet[Any], now: datetime, *columns: str) -> QuerySet[Any, tuple[UUID, ...]]:
+    late = work.filter(lease_expires_at__lte=now).order_by("lease_expires_at")
+    return late.values_list("pk", *columns)[:BATCH]
 
 
 @transaction.atomic
-def _sweep_version(version_id: object, now: datetime) -> str:
+def _sweep_version(version_id: UUID, now: datetime) -> str:
     locked = _checking().select_for_update(skip_locked=True, of=("self",)).select_related("tenant")
     version = locked.filter(pk=version_id, lease_expires_at__lte=now).first()
     if version is None:
@@ -87,7 +86,8 @@ def _sweep_version(version_id: object, now: datetime) -> str:
 
 
 @transaction.atomic
-def _sweep_build(build_id: object, now: datetime) -> str:
+def _sweep_build(build_id: UUID, version_id: UUID, now: datetime) -> str:
+    lock_builds(version_id)
     locked = _building().select_for_update(skip_locked=True, of=("self",)).select_related("version", "tenant")
     build = locked.filter(pk=build_id, lease_expires_at__lte=now).first()
     if build is None:

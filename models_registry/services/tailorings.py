@@ -6,6 +6,7 @@ kept with its figures in ``history``.
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from models_registry import lifecycle
 from models_registry.acceptance import Verdict, judge
 from models_registry.blobs import blobs
 from models_registry.manifests import stored_blobs
-from models_registry.models import Build, Tailoring, TenantBlob
+from models_registry.models import Build, ModelVersion, Tailoring, TenantBlob
 from models_registry.services.leases import lease_of_attempt
 from models_registry.services.versions import source_of
 from quantize_worker.contract import (
@@ -35,6 +36,15 @@ from quantize_worker.plan import Rejection, recipe_digest
 from tenancy.outbox import enqueue
 
 _State = Build.State
+
+
+def lock_builds(version_id: uuid.UUID) -> ModelVersion:
+    """Let one transaction at a time change a version's builds and classes.
+
+    Taken before any of their rows is locked, so that no two transactions wait for each other.
+    """
+    versions = ModelVersion.objects.select_for_update(of=("self",)).select_related("model", "tenant")
+    return versions.get(pk=version_id)
 
 
 def seek_build(*, tailoring: Tailoring, now: datetime) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from django.db import transaction
 
+from blobstore import BlobMissing
 from models_registry.blobs import blobs, staging_key
 from models_registry.errors import (
     DigestMismatch,
@@ -100,8 +101,11 @@ def _store_segment(file: VersionFile, incoming: _Incoming) -> None:
 @transaction.atomic
 def _note_part(file: VersionFile, *, offset: int, size_bytes: int, key: str) -> bool:
     """Whether the file was still at ``offset`` and its upload still open."""
-    open_files = VersionFile.objects.filter(version__state=ModelVersion.State.UPLOADING)
-    moved = open_files.filter(pk=file.pk, received_bytes=offset, complete=False).update(
+    uploading = ModelVersion.objects.filter(pk=file.version_id, state=ModelVersion.State.UPLOADING)
+    if uploading.select_for_update().first() is None:
+        return False
+    # Own columns only: with a join, PostgreSQL would not look at the condition again after a wait.
+    moved = VersionFile.objects.filter(pk=file.pk, received_bytes=offset, complete=False).update(
         received_bytes=offset + size_bytes
     )
     if moved:
@@ -121,6 +125,9 @@ def finish_file(file: VersionFile) -> None:
     except DigestMismatch:
         restart_file(file)
         raise
+    except BlobMissing:  # e.g. after a restore: what was staged meanwhile is not in the backup
+        restart_file(file)
+        raise _offset_mismatch(file) from None
     with transaction.atomic():
         VersionFile.objects.filter(pk=file.pk, received_bytes=file.size_bytes).update(complete=True)
         UploadPart.objects.filter(file=file).delete()

@@ -19,7 +19,8 @@ from models_registry import lifecycle
 from models_registry.blobs import blobs
 from models_registry.errors import InvalidUpload, UploadIncomplete, UploadTooLarge, WrongState
 from models_registry.models import Model, ModelVersion, UploadPart, VersionFile
-from models_registry.services.leases import apply_progress, as_uuid, count_start, lease_of_attempt
+from models_registry.selectors import as_id
+from models_registry.services.leases import apply_progress, count_start, lease_of_attempt
 from models_registry.services.uploads import (
     drop_staged,
     finish_file,
@@ -323,7 +324,7 @@ def apply_inspect_result(*, result: InspectResult, now: datetime | None = None) 
     Returns:
         False if the attempt is stale or the version is not being checked: the result is ignored.
     """
-    versions = ModelVersion.objects.select_for_update().filter(pk=as_uuid(result.version))
+    versions = ModelVersion.objects.select_for_update().filter(pk=as_id(result.version))
     version = versions.filter(state=_State.CHECKING, attempt=result.attempt).first()
     if version is None:
         marker = cancel_key(result.version, result.attempt)

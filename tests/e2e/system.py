@@ -54,9 +54,14 @@ class System:
 
     def kill_nine(self, child: str) -> int:
         """``kill -9`` of one child of the supervisor, by its own process id; returns that id."""
-        pids = json.loads((self.control_plane.var / "run" / "pids.json").read_text())
-        os.kill(pids[child], signal.SIGKILL)
-        return int(pids[child])
+        pid = self.pid(child)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def pid(self, child: str) -> int:
+        """Process id of the supervisor's child, as ``manage.py up --status`` tells it."""
+        status = json.loads((self.control_plane.var / "run" / "pids.json").read_text())
+        return int(status["children"][child]["pid"])
 
     def until(self, question: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
         """Ask until the answer is true.

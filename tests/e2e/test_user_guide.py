@@ -53,7 +53,8 @@ def run(text: str, environment: dict[str, str]) -> tuple[int, str]:
 
 
 def test_the_user_guide_works_as_it_stands(tmp_path: Path) -> None:
-    control_plane = ControlPlane(tmp_path / "var", free_port(0), {"POCKETFLEET_SWEEP_INTERVAL_S": "1"})
+    settings = {"DJANGO_SETTINGS_MODULE": "fleet.settings", "POCKETFLEET_SWEEP_INTERVAL_S": "1"}
+    control_plane = ControlPlane(tmp_path / "var", free_port(0), settings)
     control_plane.var.mkdir()
     environment = {"POCKETFLEET_VAR": str(control_plane.var), "ORT_DISABLE_TELEMETRY": "1"}
     try:

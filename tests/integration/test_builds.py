@@ -192,7 +192,9 @@ def test_a_refusal_names_code_and_sentence(checking: ModelVersion) -> None:
 
 def test_a_failed_check_is_repeated_and_then_our_fault(checking: ModelVersion, actor: Actor) -> None:
     for attempt in range(1, lifecycle.MAX_STARTS + 1):
-        result = InspectResult(version=str(checking.pk), attempt=attempt, status="failed", message="disk full")
+        result = InspectResult(
+            version=str(checking.pk), attempt=attempt, status="failed", message="disk full"
+        )
         apply_progress(progress=beat(checking))
         assert apply_inspect_result(result=result)
         checking.refresh_from_db()

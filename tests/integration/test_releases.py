@@ -44,6 +44,8 @@ from models_registry.services.signing import (
     refresh_timestamps,
     sign_assignment,
 )
+from models_registry.services.sweeper import sweep
+from quantize_worker.contract import LEASE_S
 from tenancy.actor import Actor
 from tenancy.models import App, OutboxMessage, Tenant
 
@@ -274,6 +276,21 @@ def test_metadata_that_is_not_there(tenant: Tenant, name: str) -> None:
     initialise_repository(tenant=tenant)
     assert selectors.tuf_metadata(tenant, name) is None
     assert selectors.tuf_target(tenant, name) is None
+
+
+def test_a_lost_request_for_a_signature_is_repeated(
+    tenant: Tenant, version: ModelVersion, actor: Actor
+) -> None:
+    initialise_repository(tenant=tenant)
+    settled(version, "flagship", "ready")
+    create_release(version=version, actor=actor)
+    now = timezone.now()
+    later = now + timedelta(seconds=LEASE_S + 1)
+    assert sweep(now=later).get("signatures") is None  # the first message still waits in the outbox
+    OutboxMessage.objects.update(sent_at=now)
+    assert sweep(now=later)["signatures"] == 1
+    assert sweep(now=now + timedelta(seconds=LEASE_S)).get("signatures") is None  # that one is recent
+    assert OutboxMessage.objects.count() == 2
 
 
 def test_no_targets_without_a_repository(tenant: Tenant) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -12,13 +13,16 @@ import msgspec
 import pytest
 
 from device_agent.protocol.messages import AssignedModel, Assignment, SignedEnvelope
+from fleet.devices import selectors as device_selectors
 from fleet.devices import services as device_services
 from fleet.devices.errors import FilterError
 from fleet.devices.models import Device
+from fleet.errors import Missing
 from fleet.rollouts import selectors, services
 from fleet.rollouts.errors import InvalidPolicy, RolloutConflict
 from fleet.rollouts.models import Assignment as AssignmentRow
 from fleet.rollouts.models import AssignmentEvent, Rollout, RolloutDecision, RolloutTrack
+from fleet.rollouts.tasks import step as step_task
 from models_registry.models import Release
 from models_registry.services.signing import initialise_repository
 from tenancy.models import App, AuditEntry, Tenant
@@ -162,6 +166,8 @@ def test_only_the_failing_class_pauses_and_says_why(app: App, fleet: Fleet) -> N
     assert state_of(rollout) == "paused"
     assert rollout.reason == entry.reason
     assert all(not fleet.offers(device) for device in bad)
+    late = fleet.join(1, "mid", enrolled_at=fleet.now)
+    assert fleet.act(late)["mid"] == 1  # the class that works goes on working
     assert services.desired_for(device=bad[0], now=fleet.now)[0] > before
 
 
@@ -205,6 +211,20 @@ def test_who_was_offered_but_is_not_active_loses_it_in_a_pause(app: App, fleet: 
     assert len(fleet.offers(underway)) == len(fleet.offers(fresh)) == 1
 
 
+def test_an_operators_pause_holds_for_finished_classes_too(app: App, fleet: Fleet) -> None:
+    good, slow = fleet.join(2, "mid"), fleet.join(2, "entry")
+    rollout = begin(make_release(app, ["mid", "entry"]), fleet, policy={"groups": [1.0]})
+    fleet.act(good)
+    fleet.step()
+    assert (track_of(rollout, "mid").state, track_of(rollout, "entry").state) == ("finished", "running")
+    services.pause_rollout(rollout=rollout, actor=ACTOR)
+    late = fleet.join(1, "mid", enrolled_at=fleet.now)[0]
+    assert fleet.offers(late) == fleet.offers(slow[0]) == []
+    assert selectors.why_not_yet(late)[0].reason == "The rollout is paused."
+    services.resume_rollout(rollout=rollout, actor=ACTOR, now=fleet.now)
+    assert len(fleet.offers(late)) == 1
+
+
 def test_who_joins_late_gets_it_even_after_the_end(app: App, fleet: Fleet) -> None:
     devices = fleet.join(3, "entry")
     rollout = begin(make_release(app, ["entry"]), fleet, policy={"groups": [1.0]})
@@ -234,7 +254,7 @@ def test_the_newest_rollout_of_a_model_wins_and_models_coexist(app: App, fleet: 
     new = begin(
         make_release(app, ["entry"], number=2), fleet, policy={"groups": [0.3, 1.0], "minimum_per_group": 2}
     )
-    versions = Counter()
+    versions: Counter[str] = Counter()
     for device in devices:
         offers = fleet.offers(device)
         assert [offer.model for offer in offers] == ["minilm", "vision"]
@@ -365,23 +385,22 @@ def test_reports_are_monotonic_and_repeats_harmless(app: App, fleet: Fleet) -> N
     (device,) = fleet.join(1, "entry")
     begin(make_release(app, ["entry"]), fleet)
     (offer,) = fleet.offers(device)
+    said: list[tuple[str, dict[str, Any]]] = [
+        ("offered", {"waiting": "wifi"}),
+        ("downloading", {}),
+        ("verifying", {"downloaded_bytes": 5000, "reused_bytes": 10}),
+        ("downloading", {}),  # a step that began again
+        ("testing", {}),
+        ("active", {"self_test": self_test()}),
+    ]
     events = [
         install_event(fleet.now + timedelta(seconds=second), offer, state, **fields)
-        for second, (state, fields) in enumerate(
-            [
-                ("offered", {"waiting": "wifi"}),
-                ("downloading", {}),
-                ("verifying", {"downloaded_bytes": 5000, "reused_bytes": 10}),
-                ("downloading", {}),  # a step that began again
-                ("testing", {}),
-                ("active", {"self_test": self_test()}),
-            ]
-        )
+        for second, (state, fields) in enumerate(said)
     ]
     assert services.apply_install_events(device=device, events=events, now=fleet.now).ended
     row = AssignmentRow.objects.get(device=device)
     assert (row.state, row.waiting, row.downloaded_bytes, row.reused_bytes) == ("active", "", 5000, 10)
-    assert row.self_test["passed"] is True
+    assert row.self_test == msgspec.to_builtins(self_test())
     states = list(AssignmentEvent.objects.order_by("id").values_list("state", flat=True))
     assert states == ["offered", "offered", "downloading", "verifying", "testing", "active"]
     again = services.apply_install_events(device=device, events=events, now=fleet.now)
@@ -481,6 +500,26 @@ def test_a_device_that_changes_its_class_gets_the_other_build(app: App, fleet: F
     assert AssignmentRow.objects.get().state == "active"
 
 
+def test_who_runs_it_keeps_it_when_classes_or_attributes_change(app: App, fleet: Fleet) -> None:
+    make_class(app.tenant, "entry")
+    (device,) = fleet.join(1, "entry", ram_mb=3072, storage_free_mb=900)
+    everybody = {"groups": [1.0]}
+    rollout = begin(make_release(app, ["entry"]), fleet, filter="storage_free_mb > 800", policy=everybody)
+    (offer,) = fleet.offers(device)
+    Device.objects.update(storage_free_mb=700)  # what was downloaded takes room
+    assert fleet.offers(device) == [offer]
+    fleet.install(device, offer)
+    device_services.delete_device_class(
+        device_class=device_selectors.device_class(app.tenant, "entry"), actor=ACTOR
+    )
+    device.refresh_from_db()
+    assert device.class_name == ""
+    assert fleet.offers(device) == [offer]
+    assert services.desired_for(device=device, now=fleet.now)[1].models[0].target == offer.target
+    services.roll_back_rollout(rollout=rollout, actor=ACTOR)
+    assert fleet.offers(device) == []
+
+
 def test_nobody_is_dropped_silently(app: App, fleet: Fleet) -> None:
     make_class(app.tenant, "newer", filter="ram_mb > 9000")
     release = make_release(app, ["entry"])
@@ -518,9 +557,7 @@ def test_why_not_yet(app: App, fleet: Fleet) -> None:
     fleet.report(inside, offer, "failed", failure="internal")
     assert "failed" in reason(inside)
     fleet.step()
-    assert (
-        reason(outside).startswith("Class entry is paused: ") or reason(outside) == "The rollout is paused."
-    )
+    assert reason(outside).startswith("Class entry is paused: 1 of 1 devices of class entry failed")
     services.roll_back_rollout(rollout=rollout, actor=ACTOR)
     assert selectors.why_not_yet(outside) == []
 
@@ -577,6 +614,72 @@ def test_an_unpublished_release_does_not_start(app: App, fleet: Fleet) -> None:
         services.start_rollout(rollout=rollout, actor=ACTOR)
     assert caught.value.code == "release_not_published"
     assert state_of(rollout) == "draft"
+
+
+def test_one_rollout_that_cannot_be_stepped_does_not_hold_up_the_others(app: App, fleet: Fleet) -> None:
+    devices = fleet.join(2, "entry")
+    broken = begin(make_release(app, ["entry"], model="vision"), fleet)
+    rollout = begin(make_release(app, ["entry"]), fleet, policy={"groups": [1.0]})
+    Rollout.objects.filter(pk=broken.pk).update(policy={"groups": "none"})
+    for device in devices:
+        offer = next(offer for offer in fleet.offers(device) if offer.model == "minilm")
+        fleet.install(device, offer)
+    fleet.step()
+    assert (state_of(rollout), state_of(broken)) == ("finished", "running")
+    services.step_touched(rollout_ids=[broken.pk], now=fleet.now)  # nor does a report fail for it
+
+
+def test_the_periodic_task_steps(app: App, fleet: Fleet) -> None:
+    rollout = services.create_rollout(release=make_release(app, ["entry"]), name="x", actor=ACTOR)
+    Rollout.objects.update(state="running")
+    step_task()
+    assert state_of(rollout) == "finished"
+
+
+def test_direct_steps_take_a_share_of_the_time_only() -> None:
+    now = [0.0]
+    pace = services.stepping.Pace(lambda: now[0], share=0.1)
+    key, other = uuid.uuid4(), uuid.uuid4()
+
+    def slow() -> None:
+        now[0] += 2.0
+
+    assert pace.run(key, slow)
+    assert not pace.run(key, slow)
+    assert pace.run(other, slow)
+    now[0] = 21.9
+    assert not pace.run(key, slow)
+    now[0] = 22.0
+    assert pace.run(key, slow)
+
+
+def test_reads_stay_within_the_tenant(app: App, fleet: Fleet, other_tenant: Tenant) -> None:
+    fleet.join(2, "entry")
+    rollout = begin(make_release(app, ["entry"]), fleet)
+    assert list(selectors.rollouts_of(app.tenant)) == [selectors.rollout(app.tenant, str(rollout.pk))]
+    assert list(selectors.rollouts_of(app.tenant, state="draft")) == []
+    assert not selectors.rollouts_of(other_tenant).exists()
+    assert not selectors.tracks_of(other_tenant).exists()
+    for tenant, identifier in ((other_tenant, rollout.pk), (app.tenant, "x")):
+        with pytest.raises(Missing) as caught:
+            selectors.rollout(tenant, identifier)
+        assert caught.value.code == "rollout_not_found"
+
+
+def test_what_a_device_took_part_in(app: App, fleet: Fleet) -> None:
+    (device,) = fleet.join(1, "entry")
+    rollout = begin(make_release(app, ["entry"]), fleet)
+    fleet.act([device])
+    (row,) = selectors.assignments_of_device(device)
+    assert [event.state for event in row.events.order_by("id")] == [
+        "offered",
+        "downloading",
+        "testing",
+        "active",
+    ]
+    assert list(selectors.assignments_of(rollout, class_name="entry", state="active")) == [row]
+    assert not selectors.assignments_of(rollout, class_name="mid").exists()
+    assert [decision.action for decision in selectors.decisions_of(rollout)] == ["open", "start"]
 
 
 def test_query_counts_do_not_grow_with_devices(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ import pytest
 
 from fleet.management.lock import Locked, acquire
 from fleet.management.supervision.plan import ChildPlan, RunPlan
+from tests.processes import DEADLINE_S, ROOT, free_port, manage, until, up_environment
 
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 60.0
 MARK = "POCKETFLEET_TEST_MARK"
 
 # A server with a subprocess in the same session, and one in a session of its own.
@@ -43,22 +42,6 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 while True: time.sleep(600)
 """
 FAILING = "raise SystemExit(3)"
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """Wait for a condition; fails the test if it never holds."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if value := holds():
-            return value
-        time.sleep(0.05)
-    pytest.fail(f"still not so: {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Running:
@@ -239,3 +222,112 @@ def test_the_lock_is_held_until_all_have_ended(start: Start) -> None:
 
     until(free, "the lock is free")
     assert running.family() == []
+
+
+# The real thing: manage.py up
+
+
+class Up(Running):
+    """``manage.py up`` in a folder of its own."""
+
+    def __init__(self, var: Path, port: int) -> None:
+        self.var, self.port = var, port
+        mark = f"{var}-{time.monotonic_ns()}"
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "up", "--port", str(port)],
+            cwd=ROOT,
+            env=up_environment(var) | {MARK: mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        super().__init__(process, mark, var / "run")
+
+    def get(self, path: str) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return int(answer.status)
+
+    def serves(self) -> bool:
+        try:
+            return self.get("/readyz") == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    running = Up(tmp_path / "var", free_port())
+    running.wait_ready()
+    yield running
+    for process in running.family():
+        process.kill()
+    running.process.wait()
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+
+
+def kill_and_wait(up: Up, name: str) -> None:
+    pid = up.child(name)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: up.child(name)["pid"] not in (None, pid), f"{name} runs again")
+
+
+@pytest.mark.e2e
+def test_up_serves_survives_kills_and_stops_clean(up: Up) -> None:
+    assert up.get("/healthz") == 200
+    assert up.get("/readyz") == 200
+    assert set(up.pids()["children"]) == {"web", "control", "tailor", "beat"}
+    assert json.loads(manage(up.var, "up", "--status").stdout) == up.pids()
+
+    # A second one, with the same state or on the same port, is told why not.
+    refused = manage(up.var, "up", "--port", str(free_port()))
+    assert refused.returncode == 1
+    assert f"process {up.pids()['guard']}" in refused.stderr
+    taken = manage(up.var.parent / "other", "up", "--port", str(up.port))
+    assert taken.returncode == 1
+    assert "Choose another port" in taken.stderr
+    assert "up' runs" in manage(up.var, "restore", "none.tar.gz").stderr
+
+    # Every child, and granian's own worker, may be killed.
+    (worker,) = psutil.Process(up.child("web")["pid"]).children()
+    worker.kill()
+    for name in ("web", "control", "tailor", "beat"):
+        kill_and_wait(up, name)
+    until(up.serves, "it serves again")
+
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(timeout=DEADLINE_S) == 0
+    assert up.family() == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("victims", [["guard"], ["supervisor", "guard"]])
+def test_up_killed_leaves_nothing(up: Up, victims: list[str]) -> None:
+    pids = up.pids()
+    if len(victims) == 2:
+        os.kill(pids["guard"], signal.SIGSTOP)  # it cannot come to the rescue
+    for victim in victims:
+        os.kill(pids[victim], signal.SIGKILL)
+    up.process.wait()
+    up.wait_gone()
+
+
+@pytest.mark.e2e
+def test_the_first_start_sets_up_and_the_second_keeps(up: Up) -> None:
+    path = up.var / "credentials.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    credentials = json.loads(path.read_text())
+    assert set(credentials) == {
+        "url",
+        "username",
+        "password",
+        "api_token",
+        "provisioning_key",
+        "root_json_path",
+        "tenant",
+        "app",
+    }
+    assert credentials["url"] == f"http://127.0.0.1:{up.port}"
+    assert json.loads(Path(credentials["root_json_path"]).read_text())["signed"]["_type"] == "root"
+    assert manage(up.var, "setup_embedded", "--url", credentials["url"]).returncode == 0
+    assert json.loads(path.read_text()) == credentials

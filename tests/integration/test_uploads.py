@@ -147,6 +147,18 @@ def test_an_empty_part_finishes_what_a_killed_process_left(version: ModelVersion
     assert again.complete
 
 
+def test_staged_parts_that_are_gone_start_the_file_over(
+    version: ModelVersion, actor: Actor, blobs: BlobStore
+) -> None:
+    send(version, "model.onnx", GRAPH[:100], actor)
+    (key,) = blobs.list("staging")
+    blobs.delete(key)
+    with pytest.raises(OffsetMismatch) as caught:
+        send(version, "model.onnx", GRAPH[100:], actor, offset=100)
+    assert caught.value.extensions["expected_offset"] == 0
+    assert send(version, "model.onnx", GRAPH, actor).complete
+
+
 def test_a_wrong_digest_starts_the_file_over(version: ModelVersion, actor: Actor, blobs: BlobStore) -> None:
     with pytest.raises(DigestMismatch):
         send(version, "model.onnx", b"x" * len(GRAPH), actor)

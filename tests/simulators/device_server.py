@@ -7,6 +7,7 @@ are switched on by attributes of :class:`DeviceServer`.
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
 import time
 import uuid
@@ -97,7 +98,7 @@ class DeviceServer:
         self.assignment_lifetime_s = 3600
         self._nonces: set[str] = set()
         self.tuf.add_target(ASSIGNMENT_KEYS_TARGET, self._keys())
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._http = _QuietServer(("127.0.0.1", port), _handler(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
@@ -264,6 +265,14 @@ class DeviceServer:
         return canonical_json(msgspec.to_builtins(keys))
 
 
+class _QuietServer(ThreadingHTTPServer):
+    """Clients that are killed in the middle of an answer are part of the tests."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _found(content: dict[str, bytes], name: str) -> bytes:
     if name not in content:
         raise HttpProblem(404, "not_found", name)
@@ -273,6 +282,8 @@ def _found(content: dict[str, bytes], name: str) -> bytes:
 def _handler(server: DeviceServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -12,7 +13,6 @@ from tuf.api.metadata import (
     Metadata,
     MetaFile,
     Root,
-    Signed,
     Snapshot,
     SuccinctRoles,
     TargetFile,
@@ -105,8 +105,8 @@ class TufRepository:
         return (datetime.now(UTC) + (timedelta(days=days) if days else self.lifetime)).replace(microsecond=0)
 
     @staticmethod
-    def _signed(signed: Signed, signers: list[CryptoSigner]) -> bytes:
-        metadata = Metadata(signed)
+    def _signed(signed: Root | Timestamp | Snapshot | Targets, signers: list[CryptoSigner]) -> bytes:
+        metadata: Metadata[Any] = Metadata(signed)
         for signer in signers:
             metadata.sign(signer, append=True)
         return metadata.to_bytes()

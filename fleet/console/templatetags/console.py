@@ -1,17 +1,16 @@
-"""How the console shows states, sizes, shares and times."""
+"""How the console shows states and shares: icons, pills and bars."""
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from django import template
-from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+
+from fleet.console.templatetags.figures import NOTHING, known
 
 register = template.Library()
 ICONS = Path(__file__).parents[1] / "static" / "vendor" / "tabler-icons-3.51.0"
@@ -20,20 +19,26 @@ _COLOURS = {
     "green": "ready active accepted finished published",
     "azure": "building running checking uploading downloading verifying staged testing signing offered",
     "cyan": "soaking",
-    "yellow": "pending paused waiting",
+    "yellow": "pending paused",
     "orange": "rejected impossible",
     "red": "failed refused rolled_back",
-    "secondary": "draft planned cancelled decommissioned expired unknown",
+    "secondary": "waiting excluded draft planned cancelled decommissioned expired unknown",
 }
 COLOURS = {state: colour for colour, states in _COLOURS.items() for state in states.split()}
-BUSY = frozenset("building running checking uploading signing downloading verifying testing".split())
-ORDER = ("active", "testing", "staged", "verifying", "downloading", "offered", "failed", "rolled_back", "expired")
-NOTHING = "–"
-
-
-def _known(value: Any) -> bool:
-    """Whether there is a figure; a template gives "" for what a row does not have."""
-    return isinstance(value, int | float)
+BUSY = frozenset(
+    ["building", "running", "checking", "uploading", "signing", "downloading", "verifying", "testing"]
+)
+ORDER = (
+    "active",
+    "testing",
+    "staged",
+    "verifying",
+    "downloading",
+    "offered",
+    "failed",
+    "rolled_back",
+    "expired",
+)
 
 
 @cache
@@ -92,7 +97,8 @@ def segments(counts: dict[str, int], total: int) -> SafeString:
         "", '<rect class="fill-{} seg-{}" x="{}%" width="{}%" height="100%"><title>{} {}</title></rect>', rows
     )
     return format_html(
-        '<svg class="bar bar-lg" role="img"><rect class="bar-track" width="100%" height="100%"/>{}</svg>', rects
+        '<svg class="bar bar-lg" role="img"><rect class="bar-track" width="100%" height="100%"/>{}</svg>',
+        rects,
     )
 
 
@@ -132,123 +138,17 @@ def state_colour(state: str) -> str:
     return COLOURS.get(state, "secondary")
 
 
-@register.filter
-def megabytes(value: int) -> str:
-    return size(value * 1_000_000)
-
-
-@register.filter
-def size(value: Any) -> str:
-    """Bytes in the unit that reads best (decimal, as shops write it)."""
-    if not _known(value):
-        return NOTHING
-    number = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            break
-        number /= 1000
-    else:
-        unit = "TB"
-    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-
-
-@register.filter
-def ms(value: Any) -> str:
-    if not _known(value):
-        return NOTHING
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
-
-
-@register.filter
-def percent(value: Any) -> str:
-    if not _known(value):
-        return NOTHING
-    return f"{value * 100:.3g} %"
-
-
-@register.filter
-def quality(value: Any) -> str:
-    return f"{value:.4f}" if _known(value) else NOTHING
-
-
-@register.filter
-def ago(value: Any) -> SafeString:
-    """How long ago, with the exact time (UTC) as a title."""
-    if not isinstance(value, datetime):
-        return SafeString('<span class="text-secondary">never</span>')
+@register.simple_tag
+def figure(accelerator: dict[str, Any], metric: str, declared: dict[tuple[str, str], float]) -> SafeString:
+    """What the agent measured and, for real hardware, what the data sheet declares."""
+    measured = accelerator.get(metric)
+    text = f"{measured:.1f}" if known(measured) else NOTHING
+    word = None if accelerator.get("emulated") else declared.get((accelerator.get("kind", ""), metric))
+    if word is None:
+        return format_html("{}", text)
     return format_html(
-        '<time datetime="{}" title="{}">{}</time>',
-        value.isoformat(timespec="seconds"),
-        f"{value:%Y-%m-%d %H:%M:%S} UTC",
-        naturaltime(value),
+        '<div>{}<div class="text-secondary small">declared {}</div></div>', text, f"{word:.1f}"
     )
-
-
-@register.filter
-def short(value: Any) -> str:
-    """The first digits of an id or digest."""
-    return str(value)[:8]
-
-
-@register.filter
-def item(mapping: Any, key: Any) -> Any:
-    return mapping.get(key) if hasattr(mapping, "get") else None
-
-
-@register.filter
-def pretty_json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-
-
-@register.filter
-def words(value: str) -> str:
-    """An identifier as words."""
-    return str(value).replace("_", " ").replace("-", " ")
-
-
-@register.filter
-def provider(name: str) -> str:
-    """ONNX Runtime's provider name without its suffix."""
-    return str(name).removesuffix("ExecutionProvider") or NOTHING
-
-
-@register.filter
-def total_size(files: Any) -> int | None:
-    return sum(file.size_bytes for file in files) or None
-
-
-@register.filter
-def actor(text: str) -> str:
-    """``user:ada`` as people say it."""
-    kind, _, name = str(text).partition(":")
-    return {"user": name, "token": f"token {name}"}.get(kind, str(text)) or NOTHING
-
-
-@register.filter
-def count(value: int) -> str:
-    return f"{value:,}" if value < 1_000_000 else f"{value / 1e6:.1f} M" if value < 1e9 else f"{value / 1e9:.2f} B"
-
-
-@register.filter
-def shape(dimensions: list[int | str]) -> str:
-    return f"({', '.join(map(str, dimensions))})"
-
-
-@register.filter
-def ppm(value: int) -> str:
-    return f"{value / 1e6:.4f}"
-
-
-@register.filter
-def seconds(value: float) -> str:
-    """Seconds in the unit that reads best."""
-    if not value:
-        return "none"
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if value >= length:
-            number = value / length
-            return f"{number:g} {unit}{'' if number == 1 else 's'}"
-    return f"{value:g} s"
 
 
 @register.filter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +13,11 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 
-from fleet.console.access import ConsoleRequest, action, form_page
+from fleet.console.access import ConsoleRequest, action, form_page, page
 from fleet.console.forms import AppForm, ProvisioningKeyForm, TokenForm
 from fleet.devices import selectors as devices
 from fleet.devices.services import create_provisioning_key, revoke_provisioning_key
+from models_registry.selectors import tuf_metadata
 from tenancy import selectors, services
 from tenancy.errors import NotFound, ProblemError
 
@@ -52,7 +54,9 @@ def access(request: ConsoleRequest) -> HttpResponse:
 
 
 def _blank(kind: str, apps: Any) -> Any:
-    return {"token": lambda: TokenForm(apps=list(apps)), "key": ProvisioningKeyForm, "app": AppForm}[kind]()
+    if kind == "token":
+        return TokenForm(apps=list(apps))
+    return ProvisioningKeyForm() if kind == "key" else AppForm()
 
 
 def _create_token(request: ConsoleRequest, data: dict[str, Any]) -> dict[str, str]:
@@ -83,7 +87,17 @@ def _create_app(request: ConsoleRequest, data: dict[str, Any]) -> None:
     services.create_app(tenant=request.tenant, actor=request.actor, **data)
 
 
-CREATORS = {"token": _create_token, "key": _create_key, "app": _create_app}
+CREATORS: dict[str, Callable[..., Any]] = {"token": _create_token, "key": _create_key, "app": _create_app}
+
+
+@page("access", "devices:read")
+def trust_root(request: ConsoleRequest) -> HttpResponse:
+    """The tenant's TUF root, which an agent is set up with."""
+    body = tuf_metadata(request.tenant, "root.json")
+    if body is None:
+        raise NotFound("The tenant has no signing keys yet; the operator's guide says how to make them.")
+    headers = {"Content-Disposition": 'attachment; filename="root.json"'}
+    return HttpResponse(body, content_type="application/json", headers=headers)
 
 
 @action("tokens:write")

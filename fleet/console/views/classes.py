@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 
 from fleet.console.access import ConsoleRequest, action, form_page, page
-from fleet.console.forms import MB, DeviceClassForm
+from fleet.console.forms import MB, DeviceClassForm, sent
 from fleet.devices import selectors, services
 from fleet.devices.models import DeviceClass
 from tenancy.errors import ProblemError
@@ -15,13 +15,16 @@ from tenancy.errors import ProblemError
 
 @page("classes", "devices:read")
 def classes(request: ConsoleRequest) -> HttpResponse:
-    context = {"classes": selectors.classes_of(request.tenant), "counts": selectors.class_counts(request.tenant)}
+    context = {
+        "classes": selectors.classes_of(request.tenant),
+        "counts": selectors.class_counts(request.tenant),
+    }
     return render(request, "console/classes.html", context)
 
 
 @form_page("classes", "devices:write")
 def create(request: ConsoleRequest) -> HttpResponse:
-    form = DeviceClassForm(request.POST or None)
+    form = DeviceClassForm(sent(request))
     if request.method == "POST" and form.is_valid():
         if selectors.classes_of(request.tenant).filter(name=form.cleaned_data["name"]).exists():
             form.add_problem("There is a class of this name already.", "name")
@@ -33,7 +36,7 @@ def create(request: ConsoleRequest) -> HttpResponse:
 @form_page("classes", "devices:write")
 def edit(request: ConsoleRequest, name: str) -> HttpResponse:
     row = selectors.device_class(request.tenant, name)
-    form = DeviceClassForm(request.POST or None, initial=_initial(row))
+    form = DeviceClassForm(sent(request), initial=_initial(row))
     form.fields["name"].disabled = True
     if request.method == "POST" and form.is_valid() and _saved(request, form):
         return redirect("console:classes")
@@ -56,9 +59,13 @@ def _saved(request: ConsoleRequest, form: DeviceClassForm) -> bool:
         row = services.save_device_class(tenant=request.tenant, actor=request.actor, **form.values())
     except ProblemError as refusal:
         field = refusal.extensions.get("field", "filter" if refusal.code == "invalid_filter" else "")
-        form.add_problem(refusal.detail, {"memory_bytes": "memory_mb", "storage_bytes": "storage_mb"}.get(field, field))
+        form.add_problem(
+            refusal.detail, {"memory_bytes": "memory_mb", "storage_bytes": "storage_mb"}.get(field, field)
+        )
         return False
-    messages.success(request, f"{row.title or row.name} is saved as version {row.version}; devices are sorted anew.")
+    messages.success(
+        request, f"{row.title or row.name} is saved as version {row.version}; devices are sorted anew."
+    )
     return True
 
 

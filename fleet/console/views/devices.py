@@ -59,6 +59,7 @@ def device(request: ConsoleRequest, device_id: uuid.UUID) -> HttpResponse:
     context = {
         "device": row,
         "accelerators": report.get("accelerators", []),
+        "declared": selectors.declared_figures(request.tenant, row.soc),
         "assignments": assignments,
         "events": _timeline(assignments),
         "why_not_yet": why_not_yet(row),

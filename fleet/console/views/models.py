@@ -13,8 +13,8 @@ from django.db.models import Count, Max
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 
-from fleet.console.access import ConsoleRequest, action, form_page, page
-from fleet.console.forms import ModelCreateForm, UploadForm
+from fleet.console.access import ConsoleRequest, action, form_page
+from fleet.console.forms import ModelCreateForm, UploadForm, sent
 from fleet.console.paging import keyset
 from models_registry import selectors
 from models_registry.models import Model, ModelVersion
@@ -31,7 +31,7 @@ READ_BYTES = 1 << 20
 @form_page("models", "models:read")
 def models(request: ConsoleRequest) -> HttpResponse:
     apps = list(apps_of(request.tenant))
-    form = ModelCreateForm(request.POST or None, apps=apps)
+    form = ModelCreateForm(sent(request), apps=apps)
     if request.method == "POST":
         request.can.require("models:write")
         model = _created(request, form, apps)
@@ -58,7 +58,7 @@ def _created(request: ConsoleRequest, form: ModelCreateForm, apps: list[App]) ->
 @form_page("models", "models:read")
 def model(request: ConsoleRequest, name: str) -> HttpResponse:
     row = selectors.model(request.tenant, name)
-    form = UploadForm(request.POST or None, request.FILES or None)
+    form = UploadForm(sent(request), request.FILES or None)
     if request.method == "POST":
         request.can.require("models:write")
         version = _uploaded(request, row, form)

@@ -10,7 +10,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 
 from fleet.console.access import ConsoleRequest, action, form_page, page
-from fleet.console.forms import RolloutForm
+from fleet.console.forms import RolloutForm, sent
 from fleet.console.paging import keyset
 from fleet.rollouts import lifecycle, selectors, services
 from fleet.rollouts.models import Assignment, Rollout
@@ -59,7 +59,7 @@ def create(request: ConsoleRequest) -> HttpResponse:
         iter(releases), None
     )
     initial = {"release": str(chosen.pk), "name": str(chosen)} if chosen else {}
-    form = RolloutForm(request.POST or None, releases=releases, initial=initial)
+    form = RolloutForm(sent(request), releases=releases, initial=initial)
     if request.method == "POST" and form.is_valid():
         rollout = _created(request, form)
         if rollout is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from fleet.management.backup import BackupFailed, back_up
+from fleet.management.backup import BackupFailed, back_up, embedded_state
 
 
 class Command(BaseCommand):
@@ -23,7 +23,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            count = back_up(options["file"].absolute(), now=timezone.now())
+            count = back_up(options["file"].absolute(), state=embedded_state(), now=timezone.now())
         except (BackupFailed, OSError) as error:
             raise CommandError(str(error)) from None
         self.stdout.write(f"{count} files are in {options['file']}")

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 from django.utils import timezone
 
-from fleet.management.backup import BackupFailed, restore
+from fleet.management.backup import BackupFailed, embedded_state, restore
 from fleet.management.embedded import run_folder
 from fleet.management.lock import Locked, acquire
 
@@ -29,7 +29,9 @@ class Command(BaseCommand):
         try:
             acquire(run_folder())  # held until this process ends
             connections.close_all()
-            kept = restore(options["file"].absolute(), force=options["force"], now=timezone.now())
+            kept = restore(
+                options["file"].absolute(), state=embedded_state(), force=options["force"], now=timezone.now()
+            )
         except Locked as error:
             raise CommandError(
                 f"'manage.py up' runs (process {error.holder}). Stop it first; nothing was changed."

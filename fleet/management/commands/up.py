@@ -43,6 +43,8 @@ class Command(BaseCommand):
         embedded.prepare()
         if first:
             self.stdout.write(f"First start: login and tokens are in {embedded.set_up(url=url)}")
+        else:
+            embedded.note_url(url)
         self.stdout.flush()
         _become_guard(_plan(host, port, url, lock), url)
 
@@ -103,6 +105,7 @@ def _become_guard(plan: RunPlan, url: str) -> None:
         "DJANGO_SETTINGS_MODULE": os.environ.get("DJANGO_SETTINGS_MODULE", "fleet.settings"),
         "ORT_DISABLE_TELEMETRY": "1",
         "POCKETFLEET_PUBLIC_URL": url,
+        "POCKETFLEET_SUPERVISED": "1",
         "POCKETFLEET_VAR": str(settings.VAR),
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(embedded.temporary_folder()),

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -43,6 +44,21 @@ def before_exec(death_signal: signal.Signals) -> Callable[[], None]:
             os._exit(1)
 
     return prepare
+
+
+def end_with_parent(*, interval_s: float = 1.0) -> None:
+    """End this process soon after its parent: for workers of servers that do not do so themselves.
+
+    By polling, not by a death signal: that one is bound to the parent's thread that forked.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(interval_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def block_signals() -> set[signal.Signals]:

@@ -16,7 +16,7 @@ class ProblemSerializer(serializers.Serializer):
     status = serializers.IntegerField()
     code = serializers.CharField()
     detail = serializers.CharField()
-    errors = serializers.DictField(
+    errors = serializers.DictField(  # type: ignore[assignment]
         child=serializers.ListField(child=serializers.CharField()),
         required=False,
         help_text="Only with the code validation_failed: what is wrong, by field.",
@@ -60,7 +60,9 @@ class TokenCreatedSerializer(TokenSerializer):
 
 
 class TokenRequestSerializer(serializers.Serializer):
-    app = serializers.SlugField(required=False, help_text="Slug of the app; not needed when there is one app.")
+    app = serializers.SlugField(
+        required=False, help_text="Slug of the app; not needed when there is one app."
+    )
     name = serializers.CharField(max_length=100)
     scopes = serializers.ListField(
         child=serializers.CharField(max_length=40), help_text=f"Of {', '.join(SCOPES)}."

@@ -31,9 +31,14 @@ class DeviceClassUpdateSerializer(serializers.Serializer):
 
     title = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
     rank = serializers.IntegerField(
-        min_value=0, max_value=10_000, required=False, help_text="Lower is asked first; default: after the last."
+        min_value=0,
+        max_value=10_000,
+        required=False,
+        help_text="Lower is asked first; default: after the last.",
     )
-    filter = serializers.CharField(max_length=2000, help_text="In the filter language, e.g. `ram_mb >= 8192`.")
+    filter = serializers.CharField(
+        max_length=2000, help_text="In the filter language, e.g. `ram_mb >= 8192`."
+    )
     accelerator = serializers.ChoiceField(choices=[("cpu", "cpu"), ("gpu", "gpu"), ("npu", "npu")])
     execution_provider = serializers.CharField(max_length=64)
     emulated = serializers.BooleanField(required=False, default=False)
@@ -149,7 +154,9 @@ class ProvisioningKeyRequestSerializer(serializers.Serializer):
     accept = serializers.BooleanField(
         required=False, default=True, help_text="False: devices that join with it wait as pending."
     )
-    tags = serializers.ListField(child=serializers.RegexField(NAME), required=False, default=list, max_length=32)
+    tags = serializers.ListField(
+        child=serializers.RegexField(NAME), required=False, default=list, max_length=32
+    )
 
 
 class CapabilityFigureSerializer(serializers.Serializer):
@@ -160,7 +167,7 @@ class CapabilityFigureSerializer(serializers.Serializer):
     measured = serializers.FloatField(allow_null=True)
     devices = serializers.IntegerField(help_text="How many devices measured it.")
     declared = serializers.FloatField(allow_null=True)
-    source = serializers.CharField()
+    source = serializers.CharField()  # type: ignore[assignment]
 
 
 class CapabilityFiguresSerializer(serializers.Serializer):

@@ -44,7 +44,9 @@ class ModelSerializer(serializers.ModelSerializer):
 
 class ModelRequestSerializer(serializers.Serializer):
     name = serializers.SlugField(max_length=63)
-    app = serializers.SlugField(required=False, help_text="Slug of the owning app; the token's own if left out.")
+    app = serializers.SlugField(
+        required=False, help_text="Slug of the owning app; the token's own if left out."
+    )
     description = serializers.CharField(required=False, default="", allow_blank=True, max_length=2000)
 
 
@@ -57,8 +59,12 @@ class VersionFileSerializer(serializers.ModelSerializer):
 class VersionSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="model.name")
     files = VersionFileSerializer(many=True, read_only=True)
-    aliases = serializers.SlugRelatedField(slug_field="name", many=True, read_only=True)
-    facts = serializers.JSONField(read_only=True, help_text="What the inspection found; null before it ended.")
+    aliases: serializers.SlugRelatedField[Any] = serializers.SlugRelatedField(
+        slug_field="name", many=True, read_only=True
+    )
+    facts = serializers.JSONField(
+        read_only=True, help_text="What the inspection found; null before it ended."
+    )
     lineage = serializers.JSONField(read_only=True)
 
     class Meta:
@@ -92,7 +98,7 @@ class BuildSerializer(serializers.ModelSerializer):
     memory_bytes = serializers.SerializerMethodField()
     latency_p50_ms = serializers.SerializerMethodField()
     manifest_sha256 = serializers.SerializerMethodField()
-    classes = serializers.SlugRelatedField(
+    classes: serializers.SlugRelatedField[Any] = serializers.SlugRelatedField(
         source="tailorings", slug_field="class_name", many=True, read_only=True
     )
 

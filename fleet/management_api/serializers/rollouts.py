@@ -8,6 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from fleet.rollouts.models import Assignment, Rollout, RolloutDecision
+from fleet.rollouts.selectors import TrackProgress
 
 
 class RolloutSerializer(serializers.ModelSerializer):
@@ -39,9 +40,12 @@ class TrackSerializer(serializers.Serializer):
     active = serializers.IntegerField()
     failed = serializers.IntegerField()
     pending = serializers.IntegerField()
-    counts = serializers.DictField(
-        child=serializers.IntegerField(), allow_null=True, help_text="Assignments by state."
-    )
+    counts = serializers.SerializerMethodField()
+
+    @extend_schema_field(serializers.DictField(child=serializers.IntegerField()))
+    def get_counts(self, track: TrackProgress) -> dict[str, int]:
+        """Assignments by state."""
+        return track.counts or {}
 
 
 class RolloutDetailSerializer(RolloutSerializer):

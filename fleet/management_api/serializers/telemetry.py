@@ -13,7 +13,7 @@ class BuildSummarySerializer(serializers.Serializer):
     p50_ms = serializers.FloatField(allow_null=True)
     p95_ms = serializers.FloatField(allow_null=True)
     requests = serializers.IntegerField()
-    errors = serializers.IntegerField()
+    errors = serializers.IntegerField()  # type: ignore[assignment]
     devices = serializers.IntegerField()
     emulated = serializers.BooleanField(help_text="At least one device only stood in for its accelerator.")
 
@@ -27,7 +27,7 @@ class LatencyPointSerializer(serializers.Serializer):
     p50_ms = serializers.FloatField(allow_null=True)
     p95_ms = serializers.FloatField(allow_null=True)
     requests = serializers.IntegerField()
-    errors = serializers.IntegerField()
+    errors = serializers.IntegerField()  # type: ignore[assignment]
     devices = serializers.IntegerField()
     emulated = serializers.BooleanField()
 

@@ -112,9 +112,7 @@ class BuildView(BuildScoped):
 class BuildManifestView(BuildScoped):
     scopes: ClassVar = {"GET": "builds:read"}
 
-    @extend_schema(
-        tags=["builds"], summary="Read a build's manifest", responses={200: OpenApiTypes.OBJECT}
-    )
+    @extend_schema(tags=["builds"], summary="Read a build's manifest", responses={200: OpenApiTypes.OBJECT})
     def get(self, request: Request, build_id: uuid.UUID) -> Response:
         artifact = getattr(self.build(build_id), "artifact", None)
         if artifact is None:

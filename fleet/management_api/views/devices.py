@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any, ClassVar
 
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,6 +17,8 @@ from fleet.management_api.idempotency import idempotent
 from fleet.management_api.serializers import devices as serializers
 from fleet.management_api.views.base import ApiView, choice, found
 from fleet.rollouts.selectors import assignments_of_device, why_not_yet
+from models_registry.selectors import tuf_metadata
+from tenancy.errors import NotFound
 
 
 class DevicesView(ApiView):
@@ -25,7 +29,9 @@ class DevicesView(ApiView):
         tags=["devices"],
         summary="List devices",
         parameters=[
-            OpenApiParameter("filter", str, description='In the filter language, e.g. `accelerator == "npu"`'),
+            OpenApiParameter(
+                "filter", str, description='In the filter language, e.g. `accelerator == "npu"`'
+            ),
             OpenApiParameter("state", str, enum=Device.State.values),
             OpenApiParameter("class", str, description="Name of a device class"),
             OpenApiParameter("search", str, description="Part of a name or SoC, or an id"),
@@ -84,7 +90,10 @@ class DeviceAcceptView(DeviceActionView):
     decide = staticmethod(services.accept_device)
 
     @extend_schema(
-        tags=["devices"], summary="Accept a device", request=None, responses=serializers.DeviceDetailSerializer
+        tags=["devices"],
+        summary="Accept a device",
+        request=None,
+        responses=serializers.DeviceDetailSerializer,
     )
     def post(self, request: Request, device_id: uuid.UUID) -> Response:
         return self.carry_out(device_id)
@@ -131,6 +140,21 @@ class CapabilityFiguresView(ApiView):
         return Response(serializers.CapabilityFiguresSerializer(body).data)
 
 
+class TrustRootView(ApiView):
+    scopes: ClassVar = {"GET": "devices:read"}
+
+    @extend_schema(
+        tags=["devices"],
+        summary="Read the tenant's TUF root, which an agent is set up with",
+        responses={200: OpenApiTypes.OBJECT},
+    )
+    def get(self, request: Request) -> Response:
+        body = tuf_metadata(self.tenant, "root.json")
+        if body is None:
+            raise NotFound("The tenant has no signing keys yet; the operator's guide says how to make them.")
+        return Response(json.loads(body))
+
+
 class ProvisioningKeysView(ApiView):
     scopes: ClassVar = {"GET": "devices:read", "POST": "devices:write"}
 
@@ -149,7 +173,7 @@ class ProvisioningKeysView(ApiView):
         request=serializers.ProvisioningKeyRequestSerializer,
         responses={201: serializers.ProvisioningKeyCreatedSerializer},
     )
-    @idempotent(secret="key")
+    @idempotent(secret="key")  # noqa: S106 - the field's name
     def post(self, request: Request) -> Response:
         asked = self.parsed(serializers.ProvisioningKeyRequestSerializer)
         row, plaintext = services.create_provisioning_key(tenant=self.tenant, actor=self.actor, **asked)

@@ -92,7 +92,10 @@ class RolloutStartView(RolloutActionView):
     act = staticmethod(services.start_rollout)
 
     @extend_schema(
-        tags=["rollouts"], summary="Start a draft", request=None, responses=serializers.RolloutDetailSerializer
+        tags=["rollouts"],
+        summary="Start a draft",
+        request=None,
+        responses=serializers.RolloutDetailSerializer,
     )
     def post(self, request: Request, rollout_id: uuid.UUID) -> Response:
         return self.carry_out(rollout_id)
@@ -102,7 +105,10 @@ class RolloutPauseView(RolloutActionView):
     act = staticmethod(services.pause_rollout)
 
     @extend_schema(
-        tags=["rollouts"], summary="Pause all tracks", request=None, responses=serializers.RolloutDetailSerializer
+        tags=["rollouts"],
+        summary="Pause all tracks",
+        request=None,
+        responses=serializers.RolloutDetailSerializer,
     )
     def post(self, request: Request, rollout_id: uuid.UUID) -> Response:
         return self.carry_out(rollout_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import asdict
+from datetime import datetime
 from typing import ClassVar
 
 from django.utils import timezone
@@ -24,7 +25,7 @@ SINCE = OpenApiParameter("since", OpenApiTypes.DATETIME, description="Only what 
 MAX_BUILDS = 200
 
 
-def since_of(request: Request):  # type: ignore[no-untyped-def]
+def since_of(request: Request) -> datetime | None:
     """The ``since`` parameter, None if it is not given.
 
     Raises:
@@ -56,7 +57,8 @@ class VersionTelemetryView(ApiView):
         builds = list(registry.builds_of(self.tenant, version=version)[:MAX_BUILDS])
         summaries = selectors.build_summary(self.tenant, builds, since=since_of(request))
         rows = [
-            {"build": build.pk, "precision": build.precision, **asdict(summaries[build.pk])} for build in builds
+            {"build": build.pk, "precision": build.precision, **asdict(summaries[build.pk])}
+            for build in builds
         ]
         return Response(serializers.BuildSummariesSerializer({"builds": rows}).data)
 

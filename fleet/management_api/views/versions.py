@@ -6,6 +6,7 @@ import re
 import uuid
 from typing import ClassVar
 
+from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
@@ -72,7 +73,7 @@ class VersionsView(ApiView):
         return self.page(_loaded(rows), serializers.VersionSerializer)
 
 
-def _loaded(rows):  # type: ignore[no-untyped-def]
+def _loaded(rows: QuerySet[ModelVersion]) -> QuerySet[ModelVersion]:
     return rows.prefetch_related("files", "aliases")
 
 

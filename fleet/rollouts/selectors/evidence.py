@@ -14,7 +14,7 @@ from fleet.devices.models import Device
 from fleet.rollouts.decision import Policy, SelfTests, TrackEvidence
 from fleet.rollouts.lifecycle import ENDED_BADLY, STAGES
 from fleet.rollouts.models import Assignment, Rollout, RolloutTrack
-from fleet.rollouts.selectors.offers import OFFERING, Part, TrackRule, rules_for
+from fleet.rollouts.selectors.offers import OFFERING, Part, TrackRule, offering_tracks, rules_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +74,20 @@ def _rules(rollout: Rollout, track: RolloutTrack) -> tuple[TrackRule, list[Track
     track.rollout = rollout
     tracks = [track]
     if rollout.state in OFFERING:
-        tracks += RolloutTrack.objects.filter(
-            tenant_id=rollout.tenant_id,
+        newer = offering_tracks(rollout.tenant_id).filter(
             class_name=track.class_name,
             rollout__model_name=rollout.model_name,
             rollout__order__gt=rollout.order,
-            rollout__state__in=OFFERING,
-        ).select_related("rollout")
+        )
+        tracks += newer.select_related("rollout")
     rows = Assignment.objects.filter(
         rollout_id__in=[each.rollout_id for each in tracks], tenant_id=rollout.tenant_id
     ).values_list("rollout_id", "device_id", "state", "build_id", "waiting", "changed_at")
     parts: dict[uuid.UUID, dict[uuid.UUID, Part]] = {}
     for rollout_id, device_id, state, build_id, waiting, changed_at in rows.iterator():
         parts.setdefault(rollout_id, {})[device_id] = Part(state, build_id, waiting, changed_at)
-    own, *newer = rules_for(tracks, parts)
-    return own, newer
+    own, *others = rules_for(tracks, parts)
+    return own, others
 
 
 def _count(
@@ -100,7 +99,7 @@ def _count(
     now: datetime,
 ) -> None:
     attributes = filters.attributes_of(row)
-    if not rule.matches(attributes) or any(other.offers(row["pk"], attributes) for other in newer):
+    if not rule.matches(row["pk"], attributes) or any(other.offers(row["pk"], attributes) for other in newer):
         return
     value = rule.cohort(row["pk"])
     tally.cohorts.append(value)

@@ -206,12 +206,11 @@ def roll_back_rollout(*, rollout: Rollout, actor: Actor) -> Rollout:
 @transaction.atomic
 def delete_rollout(*, rollout: Rollout, actor: Actor) -> None:
     """Delete a draft. What has been started stays for the record. Raises RolloutConflict."""
-    if lifecycle.following(lifecycle.ROLLOUT, rollout.state, "delete") is None:
-        raise _not_possible(rollout, "delete")
-    _audit(rollout, actor, "delete", before={"name": rollout.name})
-    if not Rollout.objects.filter(pk=rollout.pk, state=Rollout.State.DRAFT).delete()[0]:
-        rollout.refresh_from_db()
-        raise _not_possible(rollout, "delete")
+    row = Rollout.objects.select_for_update().get(pk=rollout.pk)  # held: nobody starts it meanwhile
+    if lifecycle.following(lifecycle.ROLLOUT, row.state, "delete") is None:
+        raise _not_possible(row, "delete")
+    _audit(row, actor, "delete", before={"name": row.name})
+    row.delete()
 
 
 def _change(rollout: Rollout, event: str, actor: Actor, **columns: Any) -> Rollout:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 from django.db import transaction
+from django.db.models import QuerySet
 
 from fleet.rollouts import lifecycle
 from fleet.rollouts.decision import Decision, Policy, decide, parse_policy
@@ -88,19 +89,29 @@ def _carry_out(
         for name in ("state", "group_index", "threshold")
     )
     with transaction.atomic():
-        same = RolloutTrack.objects.filter(
-            pk=track.pk,
-            state=track.state,
-            group_index=track.group_index,
-            threshold=track.threshold,
-            rollout__state=Rollout.State.RUNNING,
-        )
-        if not same.update(**changes):
+        if not _lock_running(rollout) or not _unchanged(track).update(**changes):
             return 0
         if moves:
             record_decision(rollout, track.class_name, decision, evidence=standing)
             bump_generation(rollout.tenant)
     return int(moves)
+
+
+def _lock_running(rollout: Rollout) -> bool:
+    """Hold the rollout's row until commit; False where it does not run any more."""
+    rows = Rollout.objects.select_for_update().filter(pk=rollout.pk, state=Rollout.State.RUNNING)
+    return rows.first() is not None
+
+
+def _unchanged(track: RolloutTrack) -> QuerySet[RolloutTrack]:
+    """The track, if it is still as it was when decided on.
+
+    On columns of its own alone: PostgreSQL checks these again after waiting for another writer,
+    but not a join, which becomes a subquery of the UPDATE.
+    """
+    return RolloutTrack.objects.filter(
+        pk=track.pk, state=track.state, group_index=track.group_index, threshold=track.threshold
+    )
 
 
 def _changes(
@@ -155,7 +166,7 @@ def _expire(rollout: Rollout, policy: Policy, now: datetime) -> None:
 
 
 @transaction.atomic
-def _expire_chunk(overdue: Any, now: datetime) -> None:
+def _expire_chunk(overdue: QuerySet[Assignment], now: datetime) -> None:
     rows = list(overdue.select_for_update().values_list("pk", "tenant_id", "waiting"))
     Assignment.objects.filter(pk__in=[row[0] for row in rows]).update(
         state=Assignment.State.EXPIRED, changed_at=now
@@ -169,6 +180,9 @@ def _expire_chunk(overdue: Any, now: datetime) -> None:
 @transaction.atomic
 def _settle(rollout: Rollout, now: datetime) -> None:
     """Finish the rollout with its last track; pause it when only paused tracks are left."""
+    if not _lock_running(rollout):
+        rollout.refresh_from_db()
+        return
     tracks = list(rollout.tracks.order_by("class_name"))
     unfinished = [track for track in tracks if track.state in lifecycle.UNFINISHED_TRACKS]
     running = Rollout.objects.filter(pk=rollout.pk, state=Rollout.State.RUNNING)

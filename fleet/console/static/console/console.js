@@ -45,7 +45,7 @@
     if (!answer.ok) return;
     const { at, series } = await answer.json();
     const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--tblr-secondary").trim() || "#667";
+    const ink = getComputedStyle(element).color;
     const line = style.getPropertyValue("--pf-track").trim();
     const colours = ["#0d9488", "#f59f00", "#d63939"];
     const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px Inter, sans-serif" };
