@@ -189,6 +189,8 @@ def _configure(options: argparse.Namespace) -> AgentConfig:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
+    for chatty in ("tuf", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     require_server(config)
     return config
 

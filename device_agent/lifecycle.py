@@ -90,6 +90,8 @@ PENDING: frozenset[State] = frozenset(
     {State.OFFERED, State.DOWNLOADING, State.VERIFYING, State.STAGED, State.TESTING}
 )
 
+ENDED_BADLY: frozenset[State] = frozenset({State.FAILED, State.ROLLED_BACK})
+
 MAX_ATTEMPTS = 3
 RETRY_BASE_S = 10.0
 RETRY_CEILING_S = 3600.0

@@ -23,7 +23,6 @@ from device_agent.protocol.messages import (
     Event,
     InferenceAggregate,
     InstallEvent,
-    Report,
     ReportAck,
 )
 from device_agent.store import TelemetryQueue
@@ -31,6 +30,7 @@ from device_agent.store import TelemetryQueue
 BATCH_EVENTS = 200
 WINDOW_S = 30.0
 SAMPLE_INTERVAL_S = 60.0
+LONGEST_LATENCY_MS = 3_600_000.0  # keeps a sum within the schema whatever the clock does
 
 
 class Telemetry:
@@ -56,6 +56,7 @@ class Telemetry:
         sample_interval_s: float = SAMPLE_INTERVAL_S,
     ) -> None:
         self.boot = boot or str(uuid.uuid4())
+        self.drained_at = 0.0  # Unix seconds; the server has every report from before
         self._queue = queue
         self._folder = folder
         self._clock = clock
@@ -82,7 +83,7 @@ class Telemetry:
                 total.errors += 1
             else:
                 total.latency_buckets[bisect.bisect_left(LATENCY_BUCKET_BOUNDS_MS, latency_ms)] += 1
-                total.latency_sum_ms += latency_ms
+                total.latency_sum_ms += min(latency_ms, LONGEST_LATENCY_MS)
             total.requests += 1
             self._sums[key] = total
 
@@ -114,7 +115,7 @@ class Telemetry:
         Raises:
             TransportError: if the server cannot take it now; it waits on.
         """
-        sent = 0
+        sent, asked_at = 0, self._clock()
         while (batch := self._queue.oldest()) or self._cut():
             if batch is None:
                 continue
@@ -129,6 +130,7 @@ class Telemetry:
             if not self._queue.acknowledge(boot=batch.boot, up_to=acknowledged):
                 return sent
             sent += 1
+        self.drained_at = asked_at
         return sent
 
     def waiting(self) -> int:
@@ -143,9 +145,9 @@ class Telemetry:
         return count > 0
 
     def _render(self, first_sequence: int, payloads: list[bytes]) -> bytes:
-        events = [msgspec.json.decode(payload, type=Event) for payload in payloads]
-        report = Report(boot=self.boot, first_sequence=first_sequence, events=events)
-        return msgspec.json.encode(report)
+        """A :class:`~device_agent.protocol.messages.Report` around events that are encoded already."""
+        events = [msgspec.Raw(payload) for payload in payloads]
+        return msgspec.json.encode({"boot": self.boot, "first_sequence": first_sequence, "events": events})
 
     @staticmethod
     def _empty(build: str, provider: str, emulated: bool) -> InferenceAggregate:

@@ -23,6 +23,8 @@ RejectionCode = Literal["not_applicable", "memory", "storage", "quality"]
 # Bytes per weight with its share of scales and zero points (INT4: blocks of 32).
 _LAYER_BYTES: dict[Precision, float] = {"int8-dynamic": 1.02, "int8-qdq": 1.02, "int4": 0.5 + 4 / 32 + 1 / 64}
 _TABLE_BYTES: dict[Precision, float] = {**_LAYER_BYTES, "int4": 0.5 + 2 / 32 + 1 / 64}
+# Resident bytes per stored byte: kernels keep weights in an order of their own.
+_RESIDENT_RATIO: dict[Precision, float] = {"int8-dynamic": 1.05, "int8-qdq": 1.05, "int4": 1.3}
 # p50 relative to FP32 on a CPU, measured with all-MiniLM-L6-v2 on the worker.
 _LATENCY_RATIO: dict[Precision, float] = {
     "fp32": 1.0,
@@ -32,7 +34,7 @@ _LATENCY_RATIO: dict[Precision, float] = {
     "int4": 0.9,
 }
 # Loss of quality = error of the weights x LOSS_PER_ERROR + what rounding activations costs.
-_LOSS_PER_ERROR = 4.0
+_LOSS_PER_ERROR = 2.0
 _ACTIVATION_LOSS: dict[Precision, float] = {"int8-dynamic": 0.0065, "int8-qdq": 0.007}
 
 
@@ -122,7 +124,7 @@ def predict_memory_bytes(facts: ModelFacts, target: Target, precision: Precision
     working = max(MINIMUM_WORKING_BYTES, facts.memory_bytes - facts.weight_bytes)
     if precision == "fp16" and target.execution_provider == CPU_PROVIDER:
         return facts.source_bytes + working
-    return predict_size_bytes(facts, precision) + working
+    return int(predict_size_bytes(facts, precision) * _RESIDENT_RATIO.get(precision, 1.0)) + working
 
 
 def predict_latency_ms(facts: ModelFacts, precision: Precision) -> float:

@@ -92,10 +92,10 @@ class Sandbox:
     def _command(self, folder: Path) -> list[str]:
         parent = "0" if self._bubblewrap else str(os.getpid())  # bubblewrap has its own --die-with-parent
         command = [sys.executable, "-m", "quantize_worker", str(folder), parent]
-        return [*self._confinement(folder), *command] if self._bubblewrap else command
+        return [*self.confinement(folder), *command] if self._bubblewrap else command
 
-    def _confinement(self, folder: Path) -> list[str]:
-        """bubblewrap's arguments; later mounts lie over earlier ones."""
+    def confinement(self, folder: Path) -> list[str]:
+        """The bubblewrap command to put before another one; later mounts lie over earlier ones."""
         assert self._bubblewrap is not None
         arguments = [
             self._bubblewrap,

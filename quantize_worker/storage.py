@@ -131,8 +131,9 @@ def _plain_content(path: Path, size: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise SandboxFailed("A chunk that the child declared is not there.") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+        os.close(descriptor)
+        raise SandboxFailed("A chunk that the child declared is not a plain file of its size.")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            raise SandboxFailed("A chunk that the child declared is not a plain file of its size.")
         return file.read(size)

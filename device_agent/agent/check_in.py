@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from device_agent import capabilities
 from device_agent.agent.device import Device
 from device_agent.config import ROOT_NAME
 from device_agent.errors import ConfigError, Refused, TrustError
-from device_agent.lifecycle import PENDING, State
+from device_agent.lifecycle import ENDED_BADLY, PENDING, State
 from device_agent.protocol.messages import AssignedModel, Assignment
 from device_agent.store import Identity, write_durably
 from device_agent.trust import Repository, assignment_keys, trusted_model, verify_assignment
@@ -77,7 +78,7 @@ class CheckIn:
         states = {install.state for install in self._device.installs.all()}
         if self._refused():
             return "refused"
-        if states & {State.FAILED, State.ROLLED_BACK}:
+        if states & ENDED_BADLY:
             return "failed"
         return "active" if states <= {State.ACTIVE} else "waiting"
 
@@ -106,7 +107,8 @@ class CheckIn:
 
     def _enroll(self, known: Identity | None) -> None:
         config = self._device.config
-        answer = self._device.api.enroll(provisioning_key=config.provisioning_key, name=config.name)
+        name = config.name or platform.node()[:100]
+        answer = self._device.api.enroll(provisioning_key=config.provisioning_key, name=name)
         self._values.save(
             Identity(server=config.server, device=answer.device, tenant=answer.tenant, state=answer.state)
         )
@@ -163,6 +165,7 @@ class CheckIn:
         identity = self._values.load()
         assert identity is not None
         try:
+            heard_until = self._device.telemetry.drained_at
             envelope = self._device.api.assignment()
         except Refused as error:
             if error.status == 404:  # nothing was ever assigned
@@ -178,16 +181,17 @@ class CheckIn:
             sequence_floor=self._device.floors.sequence(identity.device),
             now=repository.now,
         )
-        believed = self._offer(assignment, repository)
+        believed = self._offer(assignment, repository, heard_until)
         self._device.floors.raise_sequence(identity.device, assignment.sequence)
         self._values.set_value("assignment_expires", str(assignment.expires))
         return believed
 
-    def _offer(self, assignment: Assignment, repository: Repository) -> bool:
+    def _offer(self, assignment: Assignment, repository: Repository, heard_until: float) -> bool:
         refused: dict[str, dict[str, str]] = {}
         for assigned in assignment.models:
             try:
-                self._device.installer.offer(*trusted_model(assigned, repository))
+                trusted = trusted_model(assigned, repository)
+                self._device.installer.offer(assigned, trusted.manifest, heard_until=heard_until)
             except TrustError as error:
                 refused[assigned.model] = self._refuse(assigned, error)
         self._values.set_value("refused", msgspec.json.encode(refused).decode())

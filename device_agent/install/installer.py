@@ -16,6 +16,7 @@ from device_agent.install.journal import Journal
 from device_agent.install.ports import BlobSource, InstallRuntime
 from device_agent.install.slots import Slots, matches, other_slot, write_files
 from device_agent.lifecycle import (
+    ENDED_BADLY,
     PENDING,
     RETRY_BASE_S,
     Event,
@@ -75,12 +76,18 @@ class Installer:
         self._slots = Slots(folder / "models")
         self._chunks = ChunkCache(folder / "chunks")
 
-    def offer(self, assigned: AssignedModel, manifest: Manifest) -> None:
-        """Take an assigned build in; the one that is active already is only reported again."""
+    def offer(self, assigned: AssignedModel, manifest: Manifest, *, heard_until: float = 0.0) -> None:
+        """Take an assigned build in; the one that is active already is only reported again.
+
+        Args:
+            heard_until: Unix seconds; the server has all reports from before. What failed before
+                that and is assigned nevertheless is meant to be tried again.
+        """
         known = self._store.get(assigned.model)
-        same = known is not None and (known.build, known.rollout) == (assigned.build, assigned.rollout)
-        if known is not None and same and known.state != "expired":
-            return
+        if known is not None and (known.build, known.rollout) == (assigned.build, assigned.rollout):
+            again = known.state in ENDED_BADLY and known.updated_at < heard_until
+            if known.state != "expired" and not again:
+                return
         active = self._active(assigned.model)
         runs = active is not None and active.build == assigned.build
         evidence = known.self_test if known is not None and known.build == assigned.build else None

@@ -5,7 +5,7 @@ carry an input, an output, a tensor or free text.
 
 | call | method | request → response |
 |---|---|---|
-| ``nonce`` | POST | – → :class:`NonceResponse` |
+| ``nonce`` | POST | - → :class:`NonceResponse` |
 | ``enroll`` | POST | :class:`EnrollRequest` → :class:`EnrollResponse` |
 | ``token`` | POST | :class:`TokenRequest` → :class:`TokenResponse` |
 | ``capabilities`` | PUT | :class:`CapabilityReport` → 204 |

@@ -13,13 +13,13 @@ CPU = "CPUExecutionProvider"
 # What a provider runs on, and the data types it is known to take. Providers that are no
 # accelerator of the device (Azure's remote one) are left out on purpose.
 _KNOWN: dict[str, tuple[AcceleratorKind, list[str]]] = {
-    CPU: ("cpu", ["fp32", "fp16", "int8", "int4"]),
-    "XnnpackExecutionProvider": ("cpu", ["fp32"]),
-    "CUDAExecutionProvider": ("gpu", ["fp32", "fp16", "int8", "int4"]),
-    "WebGpuExecutionProvider": ("gpu", ["fp32", "fp16", "int4"]),
-    "QNNExecutionProvider": ("npu", ["fp16", "int8"]),
-    "NnapiExecutionProvider": ("npu", ["fp32", "fp16", "int8"]),
-    "CoreMLExecutionProvider": ("npu", ["fp32", "fp16"]),
+    CPU: ("cpu", ["float32", "float16", "int8", "int4"]),
+    "XnnpackExecutionProvider": ("cpu", ["float32"]),
+    "CUDAExecutionProvider": ("gpu", ["float32", "float16", "int8", "int4"]),
+    "WebGpuExecutionProvider": ("gpu", ["float32", "float16", "int4"]),
+    "QNNExecutionProvider": ("npu", ["float16", "int8"]),
+    "NnapiExecutionProvider": ("npu", ["float32", "float16", "int8"]),
+    "CoreMLExecutionProvider": ("npu", ["float32", "float16"]),
 }
 
 

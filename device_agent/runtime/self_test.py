@@ -83,7 +83,7 @@ def load_golden(path: Path) -> tuple[Tensors, Tensors]:
             for key in archive.files:
                 kind, _, name = key.partition("/")
                 {"input": inputs, "reference": references}[kind][name] = archive[key]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds between them
         raise InstallError("session_failed", f"the golden file cannot be read: {error}") from error
     if not inputs or not references:
         raise InstallError("session_failed", "the golden file lacks inputs or references")

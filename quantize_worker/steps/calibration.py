@@ -4,7 +4,7 @@ columns of a weight matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,33 @@ class Activation:
     high: float = 0.0
     histogram: NDArray[np.float64] | None = None  # between low and high
     squares: NDArray[np.float64] | None = None  # mean square per column (last axis)
+    gram: Floats | None = None  # sum of xᵀx over rows (columns, columns)
     rows: int = 0
 
     def widen(self, values: Floats) -> None:
+        """Widen the range to hold this sample."""
         self.low = min(self.low, float(values.min(initial=0.0)))
         self.high = max(self.high, float(values.max(initial=0.0)))
 
     def count(self, values: Floats) -> None:
+        """Add this sample to the histogram; the range must hold it already."""
         bounds = (self.low, self.high if self.high > self.low else self.low + 1.0)
         found = np.histogram(values, bins=BINS, range=bounds)[0].astype(np.float64)
         self.histogram = found if self.histogram is None else self.histogram + found
+
+    def weigh(self, values: Floats) -> None:
+        """Add this sample to the mean squares of columns."""
         flat = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
         squares = np.square(flat, dtype=np.float64).sum(axis=0)
         if self.squares is None or self.squares.shape == squares.shape:
             self.squares = squares if self.squares is None else self.squares + squares
             self.rows += len(flat)
+
+    def correlate(self, values: Floats) -> None:
+        """Add this sample to the Gram matrix."""
+        flat = values.reshape(-1, values.shape[-1])
+        found = flat.T @ flat
+        self.gram = found if self.gram is None else self.gram + found
 
     def importance(self) -> Floats | None:
         """Mean square per column, scaled to a mean of 1; None where it says nothing."""
@@ -81,25 +93,38 @@ def observe(
     tensors: Sequence[str],
     samples: Sequence[Sample],
     *,
+    ranged: Collection[str] = (),
+    correlated: Collection[str] = (),
     on_sample: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Activation]:
-    """Run the samples twice, first for ranges, then for histograms and column moments.
+    """Run the samples, twice where ranges are wanted: the second time for histograms.
 
     Args:
         path: the source; a graph that also answers ``tensors`` is written beside it for a while.
         tensors: names of float tensors to watch.
         samples: inputs by name, one sample each.
+        ranged: those of ``tensors`` whose range is wanted.
+        correlated: those whose Gram matrix is wanted.
         on_sample: called after each run with the share done.
     """
     found = {name: Activation() for name in tensors}
     inner = [name for name in found if name not in samples[0]]
     session = _watching_session(path, inner)
-    visits = [Activation.widen] * len(samples) + [Activation.count] * len(samples)
-    for index, (visit, sample) in enumerate(zip(visits, [*samples, *samples], strict=True)):
+    passes = 2 if ranged else 1
+    for index, sample in enumerate([*samples] * passes):
         answers = dict(zip(inner, session.run(inner, sample), strict=True)) if inner else {}
         for name, activation in found.items():
-            visit(activation, answers[name] if name in answers else sample[name])
-        on_sample((index + 1) / len(visits))
+            values = answers[name] if name in answers else sample[name]
+            if index >= len(samples):
+                if name in ranged:
+                    activation.count(values)
+                continue
+            activation.weigh(values)
+            if name in ranged:
+                activation.widen(values)
+            if name in correlated:
+                activation.correlate(values)
+        on_sample((index + 1) / (len(samples) * passes))
     return found
 
 

@@ -20,7 +20,7 @@ from quantize_worker.steps import package
 from quantize_worker.steps.evaluate import accuracy
 from quantize_worker.steps.graph import DEFAULT_DOMAINS, Graph, nodes_of
 from quantize_worker.steps.layers import INT4_BLOCK, Layer, layers_of
-from quantize_worker.steps.measure import CPU_PROVIDER, Measured, MeasuredError, measure
+from quantize_worker.steps.measure import CPU_PROVIDER, Measured, MeasuredError, is_out_of_memory, measure
 from quantize_worker.steps.samples import SampleSet
 from quantize_worker.steps.weights import relative_error, round_int4, round_int8
 
@@ -73,7 +73,7 @@ def check_and_open(path: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
 
 def runtime_refusal(message: str, path: Path) -> ModelRefused:
     """ONNX Runtime's own words as a refusal."""
-    if "Failed to allocate" in message or "bad_alloc" in message:
+    if is_out_of_memory(message):
         raise MemoryError(message)
     text = _short(message, path)
     if _UNKNOWN_OPERATOR.search(message):

@@ -1,4 +1,7 @@
-"""INT4 weights in blocks: ``MatMulNBits`` for matrices, ``GatherBlockQuantized`` for tables."""
+"""INT4 weights in blocks: ``MatMulNBits`` for matrices, ``GatherBlockQuantized`` for tables.
+
+Matrices are rounded by GPTQ where calibration has given the Gram matrix of what they multiply.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,28 @@ import numpy as np
 import onnx
 
 from quantize_worker.steps.calibration import Activation
+from quantize_worker.steps.gptq import propagate
 from quantize_worker.steps.graph import CONTRIB_DOMAIN, Graph
 from quantize_worker.steps.layers import INT4_BLOCK, Layer
 from quantize_worker.steps.tables import shrink_to_int4
 from quantize_worker.steps.weights import pack_nibbles, round_int4
 
+GRAM_BUDGET_BYTES = 1 << 30  # for the Gram matrices of all layers together
+MAXIMUM_GRAM_COLUMNS = 4096  # inverting a larger one takes minutes
 INT8_COMPUTE = 4  # MatMulNBits may round activations to INT8 while it multiplies
+
+
+def correlated(layers: list[Layer]) -> set[str]:
+    """Activations whose Gram matrices are worth their memory, first come, first served."""
+    chosen: dict[str, int] = {}
+    for layer in layers:
+        columns = layer.shape[1] if layer.transposed else layer.shape[0]
+        size = 4 * columns * columns
+        if layer.operator == "Gather" or columns > MAXIMUM_GRAM_COLUMNS:
+            continue
+        if layer.activation in chosen or sum(chosen.values()) + size <= GRAM_BUDGET_BYTES:
+            chosen[layer.activation] = size
+    return set(chosen)
 
 
 def shrink(graph: Graph, layers: list[Layer], activations: Mapping[str, Activation]) -> None:
@@ -32,6 +51,8 @@ def _shrink_matrix(graph: Graph, layer: Layer, activation: Activation | None) ->
     if importance is not None and len(importance) != columns:
         importance = None
     rounded = round_int4(weight, block=INT4_BLOCK, importance=importance)
+    if activation is not None and activation.gram is not None and len(activation.gram) == columns:
+        rounded = propagate(weight, rounded, activation.gram)
     inputs = [
         layer.activation,
         graph.add_constant(f"{layer.weight}.int4", pack_nibbles(rounded.values)),

@@ -74,7 +74,7 @@ def measure(
 
     Raises:
         MeasuredError: if ONNX Runtime refuses the model or a sample.
-        SandboxOutOfMemory, SandboxCrashed: if the process did not survive.
+        MemoryError, SandboxOutOfMemory, SandboxCrashed: if it could not get to the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     inputs, outputs, figures = folder / "inputs.npz", folder / "outputs.npz", folder / "figures.json"
@@ -95,11 +95,18 @@ def measure(
             on_share((index + 1) / len(samples))
     _check_end(process.returncode)
     found = msgspec.json.decode(figures.read_bytes(), type=Figures)
+    if is_out_of_memory(found.error):
+        raise MemoryError(found.error)
     if found.error:
         raise MeasuredError(found.error)
     with np.load(outputs, allow_pickle=False) as stored:
         kept = [_named(stored, f"{index}/") for index in range(found.kept)]
         return Measured(figures=found, outputs=kept, batch=_named(stored, "batch/"))
+
+
+def is_out_of_memory(message: str) -> bool:
+    """Whether ONNX Runtime's words mean that memory was refused."""
+    return "Failed to allocate" in message or "bad_alloc" in message or "bad allocation" in message
 
 
 def _check_end(code: int) -> None:

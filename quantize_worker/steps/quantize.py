@@ -42,9 +42,17 @@ def quantize(
         model = graph.finish()
         return fp16.convert(model) if recipe.precision == "fp16" else model
     by_precision = _assigned(layers_of(graph), recipe)
-    watched = _watched(by_precision)
+    ranged = _activations(by_precision.get("int8-qdq", []))
+    weighed = _activations(by_precision.get("int4", []))
+    # made-up inputs say nothing about which columns go together
+    grams = set() if calibration.synthetic else int4.correlated(by_precision.get("int4", []))
     samples = calibration.limited(CALIBRATION_SAMPLES).samples()
-    activations = observe(path, watched, samples, on_sample=on_share) if watched else {}
+    watched = [*ranged, *weighed]
+    activations = (
+        observe(path, watched, samples, ranged=set(ranged), correlated=grams, on_sample=on_share)
+        if watched
+        else {}
+    )
     for precision, layers in by_precision.items():
         _shrink(graph, precision, layers, activations)
     return graph.finish()
@@ -77,8 +85,7 @@ def _assigned(layers: list[Layer], recipe: Recipe) -> dict[Precision, list[Layer
     return chosen
 
 
-def _watched(by_precision: Mapping[Precision, list[Layer]]) -> list[str]:
-    layers = [*by_precision.get("int8-qdq", []), *by_precision.get("int4", [])]
+def _activations(layers: list[Layer]) -> list[str]:
     return list(dict.fromkeys(layer.activation for layer in layers if layer.operator != "Gather"))
 
 

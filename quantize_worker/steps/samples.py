@@ -77,18 +77,21 @@ def rows_per_run(specs: Sequence[TensorSpec]) -> int:
     return fixed.pop() if fixed else 1
 
 
-def read_set(path: Path, specs: Sequence[TensorSpec], *, kind: str) -> SampleSet:
+def read_set(
+    path: Path, specs: Sequence[TensorSpec], *, kind: str, maximum_bytes: int = MAXIMUM_SET_BYTES
+) -> SampleSet:
     """Read and check a set.
 
     Args:
         path: an ``.npz`` file.
         specs: the model's inputs.
         kind: "evaluation" or "calibration", for messages.
+        maximum_bytes: what it may hold when unpacked.
 
     Raises:
-        ModelRefused: invalid_samples, wrong_input_names or wrong_sample_shape.
+        ModelRefused: invalid_samples, too_large, wrong_input_names or wrong_sample_shape.
     """
-    arrays = _read_arrays(path, kind)
+    arrays = _read_arrays(path, kind, maximum_bytes)
     expected = {spec.name for spec in specs}
     labels = None if LABELS in expected else arrays.pop(LABELS, None)
     if set(arrays) != expected:
@@ -131,12 +134,15 @@ def synthetic_set(specs: Sequence[TensorSpec], *, bounds: Mapping[str, int]) -> 
     return SampleSet(inputs, None, rows, synthetic=True)
 
 
-def _read_arrays(path: Path, kind: str) -> dict[str, Array]:
+def _read_arrays(path: Path, kind: str, maximum_bytes: int) -> dict[str, Array]:
     hint = f"Save the {kind} set with numpy.savez(name=array, …), plain numbers only."
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAXIMUM_SET_BYTES:
-                raise ModelRefused("too_large", f"The {kind} set is larger than 4 GiB; use fewer samples.")
+            if sum(entry.file_size for entry in archive.infolist()) > maximum_bytes:
+                raise ModelRefused(
+                    "too_large",
+                    f"Unpacked, the {kind} set has over {maximum_bytes} bytes; use fewer samples.",
+                )
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:

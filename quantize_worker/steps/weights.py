@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 INT8_MAX = 127
-SHRINK_STEPS = 16
-SHRINK_STEP = 0.025  # the search narrows a block's range by up to 16 · 2.5 %
+INT4_MAX = 15
+SHRINK_STEPS = 10
+SHRINK_STEP = 0.04  # the search narrows a block's range by up to 9 · 4 %
 BATCH_BLOCKS = 1 << 16  # blocks searched at once; bounds the memory of the search
 _TINY = np.float32(1e-12)
 
@@ -85,8 +86,8 @@ def _search(blocks: Floats, shares: Floats) -> tuple[Floats, Floats, Floats]:
     best_scale, best_zero = np.ones_like(low), np.zeros_like(low)
     for step in range(SHRINK_STEPS):
         factor = np.float32(1.0 - step * SHRINK_STEP)
-        scale = np.maximum((high - low) * factor / np.float32(15), _TINY)
-        zero = np.clip(np.rint(-low * factor / scale), 0, 15)
+        scale = np.maximum((high - low) * factor / np.float32(INT4_MAX), _TINY)
+        zero = np.clip(np.rint(-low * factor / scale), 0, INT4_MAX)
         error = _error(blocks, weights, scale, zero)
         better = error < best_error
         best_error[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
@@ -94,7 +95,7 @@ def _search(blocks: Floats, shares: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _rounded(blocks: Floats, scale: Floats, zero: Floats) -> Floats:
-    rounded: Floats = np.clip(np.rint(blocks / scale[:, None]) + zero[:, None], 0, 15)
+    rounded: Floats = np.clip(np.rint(blocks / scale[:, None]) + zero[:, None], 0, INT4_MAX)
     return rounded
 
 
