@@ -23,6 +23,7 @@ from demo.client import ApiError, Client
 from demo.control_plane import ROOT, ControlPlane, StartFailed, free_port, hold, wipe
 from demo.phones import PHONES, Phone, PhoneFailed
 from demo.report import Log, Row, table
+from demo.search import LocalModel, SearchIndex
 
 MODEL = "all-minilm-l6-v2"
 QUERIES = ["how do I copy a directory tree", "parse a date from text", "compress data into an archive"]
@@ -199,26 +200,24 @@ class Demo:
         return dict(answer)
 
     def _search(self) -> None:
-        from demo import minilm, sentences
-        from demo.search import LocalModel, rank
+        """Index docstrings on the first phone; then every phone answers the same queries."""
+        first, *others = self.phones
+        index = SearchIndex(self._local_model(first))
+        self._log(f"semantic search over {len(index)} docstrings on {first.name}, through its local API:")
+        best = [index.best(query) for query in QUERIES]
+        for query, hit in zip(QUERIES, best, strict=True):
+            self._log(f"  {query!r:<36} → {hit.score:.2f}  {hit.sentence}")
+        same = sum(
+            index.best(query, ask=model).sentence == hit.sentence
+            for model in map(self._local_model, others)
+            for query, hit in zip(QUERIES, best, strict=True)
+        )
+        self._log(
+            f"the {len(others)} other phones give the same answer to {same} of {len(others) * len(QUERIES)} queries"
+        )
 
-        phone = self.phones[0]
-        address = phone.status()["inference"]
-        local = LocalModel(address, MODEL)
-        tokenizer = minilm.load_tokenizer(minilm.model_folder(), length=sentences.SEQUENCE_LENGTH)
-        corpus = [text for text in sentences.docstring_sentences() if len(text) < 90][:256]
-
-        def embed(texts: list[str]) -> Any:
-            inputs = minilm.tokenize(tokenizer, texts)
-            return local.embed(inputs["input_ids"], inputs["attention_mask"])
-
-        import numpy as np
-
-        vectors = np.concatenate([embed(corpus[i : i + 32]) for i in range(0, len(corpus), 32)])
-        self._log(f"semantic search over {len(corpus)} docstrings on {phone.name}, through its local API:")
-        for query in QUERIES:
-            hits = rank(embed([query])[0], vectors, corpus, best=1)
-            self._log(f"  {query!r:<36} → {hits[0].score:.2f}  {hits[0].sentence}")
+    def _local_model(self, phone: Phone) -> LocalModel:
+        return LocalModel(phone.status()["inference"], MODEL)
 
     def _rows(self, client: Client, version: str, rollout: dict[str, Any]) -> list[Row]:
         tailorings = {row["class_name"]: row for row in client.all(f"/versions/{version}/tailorings")}

@@ -174,7 +174,8 @@ def test_single_layers_can_have_another_precision(tmp_path: Path) -> None:
     folder = upload(tmp_path, onnx_models.classifier())
     facts = facts_of(folder)
     names = [layer.name for layer in facts.layers]
-    outcome, _ = build(folder, facts, recipe("int4", **{names[0]: "int8-dynamic", names[1]: "fp32"}))
+    layers: dict[str, Precision] = {names[0]: "int8-dynamic", names[1]: "fp32"}
+    outcome, _ = build(folder, facts, recipe("int4", **layers))
     assert outcome.status == "built", outcome.message
     assert {"DynamicQuantizeMatMul", "Gemm"} <= operators(folder)
     assert "MatMulNBits" not in operators(folder)
@@ -399,7 +400,7 @@ SAMPLES = np.ones((6, onnx_models.FEATURES), np.float32)
 )
 def test_sets_that_do_not_fit(arrays: dict[str, np.ndarray], code: str, tmp_path: Path) -> None:
     folder = upload(tmp_path, onnx_models.classifier())
-    np.savez(folder / "evaluation.npz", **arrays)
+    np.savez(folder / "evaluation.npz", **arrays)  # type: ignore[arg-type]
     found, message = refused(folder)
     assert found == code
     assert "evaluation" in message

@@ -69,7 +69,7 @@ def test_cosine_of_zeros() -> None:
 
 
 def test_the_main_output_is_the_first_of_floats() -> None:
-    sample = {"label": np.zeros(1, np.int64), "p": np.zeros((1, 2), np.float32)}
+    sample: dict[str, np.ndarray] = {"label": np.zeros(1, np.int64), "p": np.zeros((1, 2), np.float32)}
     assert main_output([sample]) == "p"
     assert main_output([{"label": np.zeros(1, np.int64)}]) == "label"
 
