@@ -106,6 +106,8 @@ class BlobStore:
             BlobMissing: if there is none.
         """
         with _translated(key):
+            if (local := self.local_path(key)) is not None:
+                return local.read_bytes()
             return bytes(obstore.get(self._backend, _checked(key)).bytes())
 
     def iter_bytes(self, key: str, chunk_size: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -115,6 +117,10 @@ class BlobStore:
             BlobMissing: at the first piece, if there is none.
         """
         with _translated(key):
+            if (local := self.local_path(key)) is not None:
+                with local.open("rb") as file:
+                    yield from _read(file, chunk_size)
+                return
             for piece in obstore.get(self._backend, _checked(key)).stream(min_chunk_size=chunk_size):
                 yield bytes(piece)
 
@@ -198,8 +204,8 @@ def _translated(key: str) -> Iterator[None]:
         raise BlobStoreFailed(f"The blob store failed at {key!r}: {error}") from error
 
 
-def _read(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
+def _read(file: IO[bytes], chunk_size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    while chunk := file.read(chunk_size):
         yield chunk
 
 
