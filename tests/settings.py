@@ -24,3 +24,4 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     for _alias, _database in DATABASES.items():
         # A real file: several threads and WAL, as in production.
         _database["TEST"] = {"NAME": f"{_var}/test-{_alias}.sqlite3"}
+STATIC_ROOT.mkdir()  # noqa: F405
