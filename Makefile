@@ -1,4 +1,5 @@
 # Everything runs from here; nothing needs to be done before. `make help` lists the targets.
+# PYTHON=/path/to/python3.x chooses the interpreter for .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export ORT_DISABLE_TELEMETRY := 1
@@ -18,7 +19,7 @@ help: ## list the targets
 	@scripts/setup dev
 
 demo: .venv/.demo ## the main job on a real model, end to end; ONCE=1 stops after the closing table
-	@exec $(PY) -m demo $(if $(ONCE),--once)
+	@exec $(PY) -m demo $(if $(filter-out 0,$(ONCE)),--once)
 
 test: .venv/.dev ## all tests; POCKETFLEET_TEST_POSTGRES and POCKETFLEET_TEST_RABBITMQ add the production stack
 	@scripts/run-tests $(ARGS)
@@ -26,7 +27,7 @@ test: .venv/.dev ## all tests; POCKETFLEET_TEST_POSTGRES and POCKETFLEET_TEST_RA
 check: .venv/.dev ## format, lint, types, layers, migrations, API schema: what CI runs beside the tests
 	@scripts/check
 
-bench: .venv/.dev ## list the benchmarks; NAME=x runs one
+bench: $(if $(NAME),.venv/.dev,.venv/.demo) ## list the benchmarks; NAME=x runs one
 	@$(PY) -m benchmarks $(NAME)
 
 format: .venv/.dev ## rewrite the code in the house format

@@ -1,7 +1,7 @@
 """``python -m demo``: upload to verified inference on six emulated phones, with one command.
 
 Exit codes: 0 every promise of the last line holds; 1 one does not, or a step failed; 130 stopped
-by Ctrl-C. State lives under ``var/demo`` (``POCKETFLEET_VAR`` names another folder) and is made
+by Ctrl-C (SIGINT or SIGTERM) before the closing table. State lives under ``var/demo`` (``POCKETFLEET_VAR`` names another folder) and is made
 anew by every run.
 """
 
@@ -14,19 +14,32 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from demo.classes import CLASSES
 from demo.client import ApiError, Client
-from demo.control_plane import ROOT, ControlPlane, StartFailed, free_port, hold, wipe
+from demo.control_plane import (
+    ROOT,
+    ControlPlane,
+    StartFailed,
+    embedded_environment,
+    free_port,
+    hold,
+    wipe,
+)
 from demo.phones import PHONES, Phone, PhoneFailed
 from demo.report import Log, Row, table
 from demo.search import LocalModel, SearchIndex
 
 MODEL = "all-minilm-l6-v2"
-QUERIES = ["how do I copy a directory tree", "parse a date from text", "compress data into an archive"]
+QUERIES = [
+    "is this network address private",
+    "wait until a thread has ended",
+    "compress data into an archive",
+]
 POLICY = {"groups": [0.5, 1.0], "minimum_per_group": 1, "soak_s": 0}
 ENVIRONMENT = {"POCKETFLEET_POLL_INTERVAL_S": "1", "POCKETFLEET_SWEEP_INTERVAL_S": "1"}
 
@@ -38,9 +51,9 @@ class DemoFailed(Exception):
 class Demo:
     """The steps of the demo, in order, on one control plane and six phones."""
 
-    def __init__(self, var: Path, port: int, log: Log) -> None:
+    def __init__(self, var: Path, port: int, log: Log, environment: Mapping[str, str]) -> None:
         self._var, self._log = var, log
-        self.control_plane = ControlPlane(var, port, ENVIRONMENT)
+        self.control_plane = ControlPlane(var, port, {**environment, **ENVIRONMENT})
         self.phones = [Phone(name, hardware, var / "phones") for name, hardware in PHONES]
         self._source_bytes = 0
 
@@ -259,21 +272,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop after the closing table")
     parser.add_argument("--port", type=int, default=8440, help="of the console; a free one if it is taken")
+    parser.add_argument(
+        "--use-environment",
+        action="store_true",
+        help="on the database, broker and blob store that POCKETFLEET_* variables name; default: embedded",
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop_on_term)
     log = Log()
     demo: Demo | None = None
+    result: dict[str, Any] | None = None
     try:
         var = Path(os.environ.get("POCKETFLEET_VAR") or ROOT / "var" / "demo").absolute()
         lock = hold(var)
         wipe(var)
-        demo = Demo(var, free_port(arguments.port), log)
+        environment = dict(os.environ) if arguments.use_environment else embedded_environment(os.environ)
+        demo = Demo(var, free_port(arguments.port), log, environment)
         result = demo.run()
         if not arguments.once:
             _keep_running(demo, var)
     except KeyboardInterrupt:
         log("stopping ...")
-        return 130
+        if result is None:
+            return 130
     except (DemoFailed, StartFailed, PhoneFailed, ApiError, TimeoutError) as error:
         log(f"failed: {error}")
         log(f"logs: {demo.control_plane.var if demo else ROOT / 'var'}")
@@ -282,18 +303,26 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave a process behind
         if demo is not None:
             demo.stop()
+            log("stopped; nothing is left running")
     lock.close()
     print(json.dumps(result), flush=True)
     return 0 if holds(result) else 1
 
 
 def _keep_running(demo: Demo, var: Path) -> None:
+    """Say how to go on, and wait for Ctrl-C."""
     credentials = json.loads((var / "credentials.json").read_text())
-    print(f"The console is at {demo.control_plane.url}", flush=True)
-    print(f"  login {credentials['username']}   password {credentials['password']}", flush=True)
-    print(f"  REST API: {demo.control_plane.url}/api/docs   token {credentials['api_token']}", flush=True)
-    print(f"  an agent's local API: {demo.phones[0].status()['inference']}/v2", flush=True)
-    print("Ctrl-C stops everything.", flush=True)
+    shown = os.path.relpath(var)
+    lines = [
+        f"The console is at {demo.control_plane.url}",
+        f"  login {credentials['username']}   password {credentials['password']}",
+        f"  REST API: {demo.control_plane.url}/api/docs   token {credentials['api_token']}",
+        "Local APIs (Open Inference Protocol v2) of the phones, all emulated:",
+        *(f"  {phone.name:<15} {phone.status()['inference']}/v2" for phone in demo.phones),
+        f"Ctrl-C stops everything. The next demo starts over; to reopen this one: "
+        f"POCKETFLEET_VAR={shown} .venv/bin/python manage.py up",
+    ]
+    print("\n".join(lines), flush=True)
     while demo.control_plane.alive():
         time.sleep(1)
     raise DemoFailed("the control plane ended")

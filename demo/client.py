@@ -21,6 +21,7 @@ class ApiError(Exception):
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         self.status = status
+        self.problem = problem
         self.code = problem.get("code", "")
         super().__init__(
             f"{status} {self.code}: {problem.get('detail') or problem.get('title', '')} {problem}"
@@ -110,6 +111,16 @@ class Client:
                     offset += len(part)
         completed: dict[str, Any] = self.post(f"/versions/{version['id']}/complete")
         return completed
+
+    def _send_part(self, address: str, part: bytes, offset: int) -> int:
+        """Send a part; returns where to go on, also when an earlier try had arrived unnoticed."""
+        try:
+            self.call("PUT", address, raw=part)
+        except ApiError as error:
+            if error.code != "offset_mismatch":
+                raise
+            return int(error.problem["expected_offset"])
+        return offset + len(part)
 
     def wait(
         self, path: str, done: Callable[[Any], bool], *, timeout_s: float, on_change: Callable[[Any], None]

@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_GRACE_S = 30
+MARKER = "made-by-the-demo"
 
 
 class StartFailed(Exception):
@@ -61,22 +63,32 @@ def hold(var: Path) -> IO[str]:
 
 
 def wipe(var: Path) -> None:
-    """Remove an earlier run's state. Only a folder that a run of ours made is ever removed.
+    """Make the state folder anew. Only a folder that an earlier demo made is ever removed.
 
     Raises:
         StartFailed: the folder holds something else.
     """
     if var.exists() and any(var.iterdir()):
-        if not (var / "credentials.json").exists() and not (var / "secret_key").exists():
+        if not (var / MARKER).exists():
             raise StartFailed(
-                f"{var} is not empty and holds no Pocketfleet state; name another POCKETFLEET_VAR"
+                f"{var} was not made by the demo, so it is left alone; name another POCKETFLEET_VAR"
             )
         shutil.rmtree(var)
     var.mkdir(parents=True, exist_ok=True)
+    (var / MARKER).write_text("The demo removes this folder when it starts.\n")
+
+
+def embedded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` without what would lead the control plane to anything but its own folder."""
+    return {name: value for name, value in environment.items() if not name.startswith("POCKETFLEET_")}
 
 
 class ControlPlane:
-    """``manage.py up`` as a child process, with its state under ``var``."""
+    """``manage.py up`` as a child process, with its state under ``var``.
+
+    Args:
+        environment: all of the child's environment but the folder, the address and the settings.
+    """
 
     def __init__(self, var: Path, port: int, environment: dict[str, str]) -> None:
         self.var = var
@@ -84,7 +96,6 @@ class ControlPlane:
         self._port = port
         self._log = var / "up.log"
         self._environment = {
-            **os.environ,
             **environment,
             "DJANGO_SETTINGS_MODULE": "fleet.settings",
             "POCKETFLEET_VAR": str(var),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo.control_plane import ROOT, die_with_parent
+from demo.control_plane import ROOT, die_with_parent, embedded_environment
 
 STOP_GRACE_S = 10
 
@@ -71,7 +71,7 @@ class Phone:
             self._process = subprocess.Popen(
                 [*self._command("run")],
                 cwd=ROOT,
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"},
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -120,7 +120,7 @@ class Phone:
         done = subprocess.run(
             [*self._command(verb), *arguments],
             cwd=ROOT,
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            env=_environment(),
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -131,6 +131,11 @@ class Phone:
                 f"pocketfleet-agent {verb} of {self.name} ended with {done.returncode}: {done.stderr}"
             )
         return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Of an agent: nothing of this shell's own settings for Pocketfleet."""
+    return {**embedded_environment(os.environ), "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _toml(hardware: Hardware) -> str:

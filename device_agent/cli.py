@@ -25,13 +25,13 @@ from device_agent.config import (
     render_config,
     require_server,
 )
-from device_agent.errors import AgentError, ConfigError
+from device_agent.errors import AgentError, ConfigError, UntrustedMetadata
 from device_agent.store import Database, write_durably
 
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
 EXIT_CODES = """\
 exit codes:
-  0  done; for `once`: everything assigned is active
+  0  done; for `once`: everything assigned is active, or nothing is assigned
   1  the agent itself failed
   2  wrong usage or configuration
   3  the server cannot be reached
@@ -134,10 +134,11 @@ def _init(options: argparse.Namespace) -> int:
         threads=options.threads,
     )
     require_server(config)
+    root = _read_root(options.root) if options.root else None
     state_dir: Path = options.state_dir
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if options.root:
-        write_durably(state_dir / ROOT_NAME, _read(options.root), mode=0o644)
+    if root is not None:
+        write_durably(state_dir / ROOT_NAME, root, mode=0o644)
     key = DeviceKey.load_or_create(state_dir / KEY_NAME)
     write_durably(state_dir / CONFIG_NAME, render_config(config))
     Database(state_dir / DATABASE_NAME).close()
@@ -155,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _once(options: argparse.Namespace) -> int:
-    from device_agent.agent import CheckIn, Device, lock_state
+    from device_agent.agent import CheckIn, Device, lock_state, status_of, summary
 
     config = _configure(options)
     with lock_state(options.state_dir):
@@ -171,7 +172,7 @@ def _once(options: argparse.Namespace) -> int:
         check_in.send_reports(flush=True)
         outcome = check_in.outcome()
         device.close()
-    print(outcome)
+    print("\n".join(summary(status_of(options.state_dir))))
     return {"active": 0, "waiting": 8, "failed": 6, "refused": 5}[outcome]
 
 
@@ -195,8 +196,17 @@ def _configure(options: argparse.Namespace) -> AgentConfig:
     return config
 
 
-def _read(path: Path) -> bytes:
+def _read_root(path: Path) -> bytes:
+    from device_agent.trust import verify_root
+
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
+        verify_root(data)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UntrustedMetadata as error:
+        raise ConfigError(
+            f"{path} is not the signed TUF root metadata that --root expects ({error}); "
+            "ask the operator for the tenant's root.json"
+        ) from error
+    return data

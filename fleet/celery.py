@@ -21,6 +21,7 @@ PERIODIC = {
     "rollouts.step": settings.SWEEP_INTERVAL_S,
     "telemetry.roll_up": 60.0,
     "models_registry.refresh_timestamps": 3600.0,
+    "models_registry.drop_orphaned_parts": 3600.0,
 }
 
 app = celery_app()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -23,13 +24,15 @@ VAR = env_path("POCKETFLEET_VAR", BASE_DIR / "var")
 def _generated_secret() -> str:
     """The embedded default's secret: made once, readable by its owner alone."""
     path = VAR / "secret_key"
-    VAR.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(50))
+    if not path.exists():
+        VAR.mkdir(parents=True, exist_ok=True)
+        temporary = VAR / f".secret_key.{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(50))
+        with suppress(FileExistsError):  # of two first processes, one's secret counts for both
+            os.link(temporary, path)
+        temporary.unlink()
     return path.read_text().strip()
 
 

@@ -9,6 +9,8 @@ from django.conf import settings
 
 from blobstore import BlobStore, open_store
 
+STAGING = "staging"  # folder of received parts
+
 
 def blobs() -> BlobStore:
     """The store that ``POCKETFLEET_BLOBS_URL`` names."""
@@ -22,4 +24,4 @@ def _opened(url: str) -> BlobStore:
 
 def staging_key(file: UUID, part: str) -> str:
     """Where a received part of an upload waits until its file is complete."""
-    return f"staging/{file}/{part}"
+    return f"{STAGING}/{file}/{part}"

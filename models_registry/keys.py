@@ -7,6 +7,8 @@ production; only the control worker needs the others, and the web process ``assi
 from __future__ import annotations
 
 import os
+import uuid
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,16 +47,25 @@ def signer(tenant_slug: str, name: str) -> CryptoSigner:
 def make_key(tenant_slug: str, name: str) -> CryptoSigner:
     """The tenant's key of that name, made if it is not there. Never overwrites one."""
     path = _path(tenant_slug, name)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return signer(tenant_slug, name)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(CryptoSigner.generate_ed25519().private_bytes)
-        file.flush()
-        os.fsync(file.fileno())
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _put_new(path, CryptoSigner.generate_ed25519().private_bytes)
     return signer(tenant_slug, name)
+
+
+def _put_new(path: Path, content: bytes) -> None:
+    """The whole file or none of it, whenever the process is killed; one that is there stays."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
 
 
 def _path(tenant_slug: str, name: str) -> Path:

@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
-from models_registry.services import builds, leases, releases, signing, sweeper, versions
+from models_registry.services import builds, leases, releases, signing, sweeper, uploads, versions
 from quantize_worker.contract import (
     TASK_BUILD_RESULT,
     TASK_INSPECT_RESULT,
@@ -66,3 +66,10 @@ def refresh_timestamps() -> None:
     refreshed = signing.refresh_timestamps(now=timezone.now())
     if refreshed:
         log.info("metadata signed anew: %s", refreshed)
+
+
+@shared_task(name="models_registry.drop_orphaned_parts")
+def drop_orphaned_parts() -> None:
+    dropped = uploads.drop_orphaned_parts()
+    if dropped:
+        log.info("parts of uploads that were left over: %d dropped", dropped)

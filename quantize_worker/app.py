@@ -56,11 +56,14 @@ def blob_store() -> BlobStore:
 
 @functools.cache
 def sandbox() -> Sandbox:
-    return Sandbox(hidden=[state_folder()], bubblewrap=find_bubblewrap())
+    """Jobs see neither our state nor what other jobs and tenants have stored, wherever that lies."""
+    hidden = [state_folder(), Path(broker_folder()).absolute()]
+    blobs = blob_store().local_path("any")
+    return Sandbox(hidden=[*hidden, *([blobs.parent] if blobs else [])], bubblewrap=find_bubblewrap())
 
 
 def work_folder() -> Path:
-    """Where jobs have their folders; cleared of what a killed worker left is each job's business."""
+    """Where jobs have their folders (:func:`quantize_worker.storage.job_folder`)."""
     folder = state_folder() / "work"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

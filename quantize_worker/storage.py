@@ -6,10 +6,14 @@ size the child declared.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import stat
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -29,6 +33,46 @@ from quantize_worker.contract import (
 from quantize_worker.errors import ModelRefused, SandboxFailed
 
 CHECKPOINT_FORMAT = 1
+
+
+@contextmanager
+def job_folder(work: Path) -> Iterator[Path]:
+    """A folder of its own for one job, gone afterwards; what killed workers left behind goes first.
+
+    Whoever works in a folder holds its lock, and the lock of ``work`` while it makes one, so that
+    several workers may share ``work``.
+    """
+    with _locked(work):
+        for left in work.glob("job-*"):
+            with suppress(OSError), _locked(left, wait=False):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="job-", dir=work)).resolve()
+        held = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    descriptor = _lock(folder, wait=wait)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path, *, wait: bool = True) -> int:
+    """Lock a folder until the descriptor is closed, at the latest by the end of this process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def fetch_source(store: BlobStore, source: Source, folder: Path) -> None:

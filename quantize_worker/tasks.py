@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -113,7 +110,10 @@ def run_inspect(request: InspectRequest, desk: Desk) -> None:
     try:
         _check_contract(request.contract)
         job = Job(kind="inspect", files=request.source.files, limits=_inspect_limits(request.source, desk))
-        with _work_folder(desk) as folder, _Pulse(desk, "version", request.version, request.attempt) as pulse:
+        with (
+            storage.job_folder(desk.work) as folder,
+            _Pulse(desk, "version", request.version, request.attempt) as pulse,
+        ):
             _fetch(request.source, folder, desk)
             outcome = desk.sandbox.run(folder, job, pulse.at, pulse.stop)
         desk.send(TASK_INSPECT_RESULT, answer.inspected(outcome))
@@ -142,7 +142,10 @@ def run_build(request: BuildRequest, desk: Desk) -> None:
 def _built(request: BuildRequest, desk: Desk) -> Outcome:
     """Run a build, going on from the checkpoint of an earlier attempt if there is one."""
     key = storage.checkpoint_key(request.source, request.recipe, _tool_versions())
-    with _work_folder(desk) as folder, _Pulse(desk, "build", request.build, request.attempt) as pulse:
+    with (
+        storage.job_folder(desk.work) as folder,
+        _Pulse(desk, "build", request.build, request.attempt) as pulse,
+    ):
         _fetch(request.source, folder, desk)
         done = storage.resume(desk.store, key, folder / ARTIFACT_FOLDER)
 
@@ -287,15 +290,6 @@ def _inspect_limits(source: Source, desk: Desk) -> Limits:
     size = sum(file.size_bytes for file in source.files)
     silence_s = desk.silence_base_s + SILENCE_S_PER_GB * size / 1e9
     return Limits(wall_s=desk.inspect_limit_s, memory_bytes=desk.memory_bytes, silence_s=silence_s)
-
-
-@contextmanager
-def _work_folder(desk: Desk) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="job-", dir=desk.work)).resolve()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_contract(contract: int) -> None:

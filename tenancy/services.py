@@ -17,7 +17,7 @@ from django.utils import timezone
 from tenancy.actor import SYSTEM, Actor
 from tenancy.audit import record
 from tenancy.errors import AlreadyExists, Invalid
-from tenancy.models import ApiToken, App, Membership, Role, Tenant
+from tenancy.models import ApiToken, App, IdempotencyRecord, Membership, Role, Tenant
 from tenancy.scopes import checked_scopes
 from tenancy.selectors import TOKEN_PREFIX, token_digest
 
@@ -171,3 +171,8 @@ def note_token_used(*, token: ApiToken, now: datetime) -> None:
     """Remember that a token was used, at most once a minute."""
     stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - USE_NOTED_EVERY)
     ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=now)
+
+
+def drop_idempotency_records(*, before: datetime) -> int:
+    """Forget answers given before that time: nobody repeats those calls any more. Returns how many."""
+    return IdempotencyRecord.objects.filter(created_at__lt=before).delete()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,27 @@ def status_of(state_dir: Path) -> dict[str, Any]:
         return _status(state_dir, database)
     finally:
         database.close()
+
+
+def summary(status: Mapping[str, Any]) -> list[str]:
+    """One line per assigned model, for people.
+
+    Args:
+        status: what :func:`status_of` gave for an enrolled device.
+    """
+    lines = [_line(model) for model in status["models"] if "state" in model]
+    lines += [f"{one['model']}: refused ({one['failure']}: {one['detail']})" for one in status["refused"]]
+    return lines or ["enrolled; nothing assigned"]
+
+
+def _line(model: Mapping[str, Any]) -> str:
+    line = f"{model['model']} v{model['version']}: {model['state']}"
+    reasons = [text for text in (model["failure"] or model["why_not_yet"], model["detail"]) if text]
+    if model["state"] == "active":
+        return line
+    if reasons:
+        line += f" ({': '.join(reasons)})"
+    return line + (f"; v{model['active']['version']} stays active" if model["active"] else "")
 
 
 def _status(state_dir: Path, database: Database) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def write_files(folder: Path, manifest: Manifest, content: Callable[[Chunk], byt
         if not matches(path, file):
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_file(path, file, content)
-    for parent in {folder.parent, folder, *(path.parent for path in folder.rglob("*"))}:
+    # The model's own folder may be new as well, so that of all models is flushed too.
+    above = {folder.parent.parent, folder.parent, folder}
+    for parent in above | {path.parent for path in folder.rglob("*")}:
         sync_folder(parent)
 
 

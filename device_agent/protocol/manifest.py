@@ -55,7 +55,8 @@ class Golden(msgspec.Struct, kw_only=True):
 
     Its arrays are named ``input/<name>`` and ``reference/<name>``; references are the outputs
     of the FP32 source. The self-test passes when the lowest cosine between an output row and
-    its reference row is at least ``min_cosine_ppm / 1e6``.
+    its reference row is at least ``min_cosine_ppm / 1e6``, which is positive: a tolerance that
+    any output meets would prove nothing.
     """
 
     path: str
@@ -105,7 +106,8 @@ def decode_manifest(data: bytes) -> Manifest:
 
     Raises:
         msgspec.ValidationError: if a field is missing or of the wrong type.
-        ValueError: if the format version is unknown, or a path leaves the slot.
+        ValueError: if the format version is unknown, a path leaves the slot, or the self-test
+            would pass whatever the build computes.
     """
     manifest = msgspec.json.decode(data, type=Manifest)
     if manifest.format_version != FORMAT_VERSION:
@@ -119,4 +121,6 @@ def decode_manifest(data: bytes) -> Manifest:
         raise ValueError("manifest names a file twice")
     if manifest.entry not in paths or manifest.golden.path not in paths:
         raise ValueError("manifest's entry or golden file is not among its files")
+    if manifest.golden.min_cosine_ppm <= 0:
+        raise ValueError(f"manifest's golden tolerance is {manifest.golden.min_cosine_ppm} ppm, not positive")
     return manifest

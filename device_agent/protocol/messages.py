@@ -26,9 +26,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Identifier = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]  # a UUID
-Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
+# Patterns end in \Z: Python's $ would let a line feed through behind the last character.
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Identifier = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\Z")]  # a UUID
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
+Provider = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,64}\Z")]  # a name of ONNX Runtime's: no text
 Token = Annotated[str, msgspec.Meta(max_length=512)]
 Label = Annotated[str, msgspec.Meta(max_length=100)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -224,7 +226,7 @@ class SelfTest(msgspec.Struct, kw_only=True):
     """
 
     passed: bool
-    provider: Label
+    provider: Provider
     emulated: bool
     min_cosine: float
     latency_p50_ms: Millis
@@ -257,7 +259,7 @@ class InferenceAggregate(msgspec.Struct, kw_only=True, tag_field="kind", tag="in
     at: float
     window_s: Millis
     build: Identifier
-    provider: Label
+    provider: Provider
     emulated: bool
     requests: Count
     errors: Count

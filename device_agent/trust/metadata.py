@@ -48,6 +48,22 @@ class TrustedTarget:
     content: bytes
 
 
+def verify_root(data: bytes) -> None:
+    """Check that ``data`` is TUF root metadata, signed by enough of the root keys that it names itself.
+
+    This finds a wrong or damaged file; whether the root is the tenant's own is for people to know.
+    Expiry does not matter: an expired root is where the way to a newer one starts (TUF 1.0, section 5.3).
+
+    Raises:
+        UntrustedMetadata: if it is not.
+    """
+    with _as_agent_errors():
+        metadata = Metadata[Root].from_bytes(data)
+        if not isinstance(metadata.signed, Root):
+            raise UntrustedMetadata(f"this is {metadata.signed.type} metadata, not root metadata")
+        metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
+
+
 class Repository:
     """Refresh first, then ask for targets; one refresh per instance (as python-tuf has it).
 

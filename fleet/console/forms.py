@@ -50,8 +50,8 @@ class StyledForm(forms.Form):
 
 class DeviceClassForm(StyledForm):
     halves = (
-        "title", "rank", "accelerator", "execution_provider", "memory_mb", "storage_mb", "quality_floor",
-        "latency_ms",
+        "title", "rank", "accelerator", "execution_provider", "memory_mb", "storage_mb", "latency_ms",
+        "energy_mwh",
     )  # fmt: skip
 
     name = forms.SlugField(max_length=63, help_text="Short and lasting, e.g. mid-range-cpu.")
@@ -77,18 +77,19 @@ class DeviceClassForm(StyledForm):
         initial="int8-dynamic, fp16, fp32",
         help_text=f"Those it accepts, the preferred one first. Of: {', '.join(PRECISIONS)}.",
     )
-    memory_mb = forms.IntegerField(min_value=1, label="Memory for a model (MB)", initial=200)
-    storage_mb = forms.IntegerField(min_value=1, label="Storage for a build (MB)", initial=200)
+    memory_mb = forms.FloatField(min_value=0.001, label="Memory for a model (MB)", initial=200)
+    storage_mb = forms.FloatField(min_value=0.001, label="Storage for a build (MB)", initial=200)
     quality_floor = forms.FloatField(
         min_value=0, max_value=1, initial=0.98, help_text="Share of the FP32 source's quality, 0 to 1."
     )
     latency_ms = forms.FloatField(min_value=0, required=False, label="Latency budget (ms)")
+    energy_mwh = forms.FloatField(min_value=0, required=False, label="Energy budget (mWh)")
 
     def values(self) -> dict[str, Any]:
         """What the service takes: budgets in bytes, precisions as a list."""
         data = dict(self.cleaned_data)
-        data["memory_bytes"] = data.pop("memory_mb") * MB
-        data["storage_bytes"] = data.pop("storage_mb") * MB
+        data["memory_bytes"] = round(data.pop("memory_mb") * MB)
+        data["storage_bytes"] = round(data.pop("storage_mb") * MB)
         data["precisions"] = [part.strip() for part in data["precisions"].split(",") if part.strip()]
         return data
 

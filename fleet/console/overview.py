@@ -77,7 +77,9 @@ def attention(tenant: Tenant, *, pending: int) -> list[Attention]:
 
 
 def _paused_tracks(tenant: Tenant) -> list[Attention]:
-    tracks = tracks_of(tenant, state=RolloutTrack.State.PAUSED).filter(rollout__state=Rollout.State.RUNNING)
+    """Of rollouts that go on, and of those that stopped because all their classes are paused."""
+    unfinished = (Rollout.State.RUNNING, Rollout.State.PAUSED)
+    tracks = tracks_of(tenant, state=RolloutTrack.State.PAUSED).filter(rollout__state__in=unfinished)
     return [
         Attention(
             "paused",

@@ -56,7 +56,8 @@ def root_path() -> Path:
 
 def prepare() -> None:
     """Folders, databases and queues, while nothing runs. The caller holds the lock."""
-    for leftover in (temporary_folder(), Path(settings.VAR) / "work"):  # of processes that were killed
+    var = Path(settings.VAR)
+    for leftover in (temporary_folder(), var / "work", var / "blobs" / ".incoming"):  # of killed processes
         shutil.rmtree(leftover, ignore_errors=True)
     for folder in (run_folder(), log_folder(), temporary_folder(), Path(settings.STATIC_ROOT)):
         folder.mkdir(parents=True, exist_ok=True)

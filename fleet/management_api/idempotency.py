@@ -62,7 +62,7 @@ def _digest(request: Request) -> str:
 
 def _once(request: Request, key: str, create: Callable[[], Response], secret: str | None) -> Response:
     caller = cast(Principal, request.user)
-    identity = {"tenant": caller.tenant, "actor": str(caller.actor), "key": key}
+    identity = {"tenant": caller.tenant, "actor": str(caller.actor)[:100], "key": key}
     digest = _digest(request)
     try:
         with transaction.atomic():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,7 +17,10 @@ from fleet.telemetry import health
 from fleet.telemetry.errors import InvalidReport
 from fleet.telemetry.models import DeviceRow, InferenceHour, InferenceRow, StaleHour, TelemetryBatch
 
+log = logging.getLogger(__name__)
+
 HOUR = timedelta(hours=1)
+MAX_COUNT = 2**63 - 1  # of a column; devices may report what they like
 # A device's clock is believed within these bounds around the receipt; else the receipt's time counts.
 CLOCK_BEHIND = timedelta(days=180)
 CLOCK_AHEAD = timedelta(minutes=10)
@@ -168,7 +172,10 @@ def roll_up(*, now: datetime, limit: int = 500) -> int:
     stale = StaleHour.objects.filter(hour__lte=now + CLOCK_AHEAD).order_by("tenant_id", "hour")
     rebuilt = 0
     for marker in stale[:limit]:
-        rebuilt += _rebuild(marker)
+        try:
+            rebuilt += _rebuild(marker)
+        except Exception:  # one hour that cannot be stored must not hold up the others
+            log.exception("hour %s of tenant %s could not be rolled up", marker.hour, marker.tenant_id)
     return rebuilt
 
 
@@ -212,8 +219,8 @@ def _hours(marker: StaleHour, rows: Iterable[tuple]) -> list[InferenceHour]:
             class_name=class_name,
             hour=marker.hour,
             devices=len(total.devices),
-            requests=total.requests,
-            errors=total.errors,
+            requests=min(total.requests, MAX_COUNT),
+            errors=min(total.errors, MAX_COUNT),
             latency_buckets=total.buckets,
         )
         for (build, class_name), total in sorted(sums.items())

@@ -30,11 +30,13 @@ from tenancy.audit import record
 from tenancy.errors import BrokerUnavailable
 from tenancy.models import OutboxMessage
 from tenancy.outbox import drop_sent, relay
+from tenancy.services import drop_idempotency_records
 
 log = logging.getLogger(__name__)
 
 UPLOAD_KEPT = timedelta(days=7)
 OUTBOX_KEPT = timedelta(days=7)
+ANSWERS_KEPT = timedelta(days=7)  # for repeated Idempotency-Keys
 BATCH = 500  # rows of each kind in one sweep
 
 _Work = ModelVersion | Build
@@ -54,6 +56,7 @@ def sweep(*, now: datetime) -> dict[str, int]:
     counts["signatures"] = _sweep_releases(now)
     counts["uploads_dropped"] = _drop_uploads(now)
     counts["messages_dropped"] = drop_sent(before=now - OUTBOX_KEPT)
+    counts["answers_dropped"] = drop_idempotency_records(before=now - ANSWERS_KEPT)
     counts["messages_sent"] = _relay()
     return {kind: count for kind, count in counts.items() if count}
 

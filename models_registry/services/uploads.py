@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from uuid import UUID
 
 from django.db import transaction
 
 from blobstore import BlobMissing
-from models_registry.blobs import blobs, staging_key
+from models_registry.blobs import STAGING, blobs, staging_key
 from models_registry.errors import (
     DigestMismatch,
     FileNotAnnounced,
@@ -22,6 +24,7 @@ from models_registry.errors import (
     WrongState,
 )
 from models_registry.models import ModelVersion, UploadPart, VersionFile
+from models_registry.selectors import as_id
 from quantize_worker.contract import blob_key
 from tenancy.actor import Actor
 
@@ -160,9 +163,25 @@ def restart_file(file: VersionFile) -> None:
 
 
 def drop_staged(keys: Iterable[str]) -> None:
-    """Delete staged parts; what is left over is swept later."""
+    """Delete staged parts; what a killed process leaves over goes by :func:`drop_orphaned_parts`."""
     for key in keys:
         blobs().delete(key)
+
+
+def drop_orphaned_parts() -> int:
+    """Delete staged parts of files that receive nothing any more; returns how many.
+
+    Those of a file that still receives stay until it is complete: one may be on its way into a row.
+    """
+    by_file: dict[UUID, list[str]] = defaultdict(list)
+    for key in blobs().list(STAGING):
+        by_file[as_id(key.split("/")[1])].append(key)
+    receiving = VersionFile.objects.filter(
+        pk__in=list(by_file), complete=False, version__state=ModelVersion.State.UPLOADING
+    ).values_list("pk", flat=True)
+    orphans = [key for file in by_file.keys() - set(receiving) for key in by_file[file]]
+    drop_staged(orphans)
+    return len(orphans)
 
 
 def _offset_mismatch(file: VersionFile) -> OffsetMismatch:

@@ -13,7 +13,7 @@ from typing import Any
 
 from demo.classes import CLASSES
 from demo.client import Client
-from demo.control_plane import ControlPlane, free_port
+from demo.control_plane import ControlPlane, embedded_environment, free_port
 from demo.phones import PHONES, Phone
 from tests.e2e.stacks import Stack
 
@@ -80,7 +80,9 @@ class System:
 def running(stack: Stack) -> Iterator[System]:
     """Start everything on ``stack``, with the demo's four classes; stop it all at the end."""
     stack.var.mkdir(parents=True)
-    control_plane = ControlPlane(stack.var, free_port(0), {**stack.environment, **FAST})
+    control_plane = ControlPlane(
+        stack.var, free_port(0), {**embedded_environment(os.environ), **stack.environment, **FAST}
+    )
     system: System | None = None
     try:
         control_plane.start()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -45,6 +47,42 @@ def test_demo_keeps_its_promise(stack: Stack) -> None:
     assert all(row["quality"] >= 0.95 for row in by_class.values())
     assert by_class["entry"]["size_bytes"] < by_class["midrange-gpu"]["size_bytes"] / 2
     assert not processes_of(str(stack.var)), "the demo left a process behind"
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_and_the_next_run_starts_over(tmp_path: Path) -> None:
+    var = tmp_path / "var"
+    for number in range(2):
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "demo", "--port", "0"],
+            cwd=ROOT,
+            env={**os.environ, "POCKETFLEET_VAR": str(var)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert demo.stdout is not None
+        awaited = ("control plane is up", "uploaded")[number]
+        seen = next((line for line in demo.stdout if awaited in line), None)
+        assert seen, f"the demo ended before it said {awaited!r}"
+        assert processes_of(str(var))
+        demo.send_signal(signal.SIGINT)
+        demo.stdout.read()
+        assert demo.wait(60) == 130
+        assert not processes_of(str(var)), "the demo left a process behind"
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "credentials.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "demo", "--once"],
+        cwd=ROOT,
+        env={**os.environ, "POCKETFLEET_VAR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "left alone" in done.stdout
+    assert (tmp_path / "credentials.json").exists()
 
 
 def processes_of(var: str) -> list[list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.control_plane import ControlPlane, free_port
+from demo.control_plane import ControlPlane, embedded_environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "user-guide.md"
@@ -53,7 +53,7 @@ def run(text: str, environment: dict[str, str]) -> tuple[int, str]:
 
 
 def test_the_user_guide_works_as_it_stands(tmp_path: Path) -> None:
-    settings = {"DJANGO_SETTINGS_MODULE": "fleet.settings", "POCKETFLEET_SWEEP_INTERVAL_S": "1"}
+    settings = {**embedded_environment(os.environ), "POCKETFLEET_SWEEP_INTERVAL_S": "1"}
     control_plane = ControlPlane(tmp_path / "var", free_port(0), settings)
     control_plane.var.mkdir()
     environment = {"POCKETFLEET_VAR": str(control_plane.var), "ORT_DISABLE_TELEMETRY": "1"}

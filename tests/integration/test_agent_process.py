@@ -91,20 +91,39 @@ class TestOnce:
     def test_everything_active(self, server: DeviceServer, agent: AgentProcess) -> None:
         server.roll_out(tiny_artifact())
         answer = agent.command("once")
-        assert (answer.returncode, answer.stdout) == (0, "active\n"), answer.stderr
+        assert (answer.returncode, answer.stdout) == (0, "tiny v1: active\n"), answer.stderr
         assert [event.state for event in server.install_events()][-1] == "active"
         status = agent.status()
         assert (status["running"], status["state"], status["inference"]) == (False, "accepted", None)
 
+    def test_nothing_assigned(self, agent: AgentProcess) -> None:
+        answer = agent.command("once")
+        assert (answer.returncode, answer.stdout) == (0, "enrolled; nothing assigned\n"), answer.stderr
+
     def test_a_build_that_failed(self, server: DeviceServer, agent: AgentProcess) -> None:
-        server.roll_out(tiny_artifact(honest=False))
-        assert agent.command("once").returncode == 6
+        server.roll_out(tiny_artifact())
+        assert agent.command("once").returncode == 0
+        server.roll_out(tiny_artifact(version=2, honest=False))
+        answer = agent.command("once")
+        assert answer.returncode == 6
+        assert answer.stdout.startswith("tiny v2: rolled_back (output_mismatch: lowest cosine ")
+        assert answer.stdout.endswith("; v1 stays active\n")
+
+    def test_a_manifest_that_is_refused(self, server: DeviceServer, agent: AgentProcess) -> None:
+        artifact = tiny_artifact()
+        artifact.manifest.golden.min_cosine_ppm = 0
+        server.roll_out(artifact)
+        answer = agent.command("once")
+        assert answer.returncode == 5
+        assert answer.stdout.startswith("tiny: refused (untrusted_metadata: ")
 
     def test_a_build_that_waits(self, server: DeviceServer, agent: AgentProcess) -> None:
         artifact = tiny_artifact()
         server.roll_out(artifact)
         server.corrupt = set(artifact.blobs)
-        assert agent.command("once").returncode == 8
+        answer = agent.command("once")
+        assert answer.returncode == 8
+        assert answer.stdout.startswith("tiny v1: offered (")
 
     def test_no_server(self, server: DeviceServer, agent: AgentProcess) -> None:
         server.offline = True
@@ -134,6 +153,20 @@ class TestCommandLine:
         answer = agent.command("init", "--server", "http://x")
         assert answer.returncode == 2
         assert "--root" in answer.stderr
+
+    @pytest.mark.parametrize("content", [None, "{}", "no JSON"])
+    def test_init_refuses_what_is_no_root(
+        self, agent: AgentProcess, tmp_path: Path, content: str | None
+    ) -> None:
+        path, state = tmp_path / "wrong.json", tmp_path / "other"
+        if content is not None:
+            path.write_text(content)
+        answer = agent.command("init", "--state-dir", str(state), "--server", "http://x", "--root", str(path))
+        assert answer.returncode == 2
+        assert str(path) in answer.stderr
+        assert ("TUF root metadata" in answer.stderr) == (content is not None)
+        assert "Traceback" not in answer.stderr
+        assert not state.exists()
 
     def test_init_twice_keeps_the_key(self, agent: AgentProcess) -> None:
         key = (agent.state_dir / "device.key").read_bytes()

@@ -54,6 +54,24 @@ def admin(tenant: Tenant) -> Client:
     return signed_in(tenant, "admin")
 
 
+@pytest.mark.parametrize(
+    "address", ["/devices?search=%00", "/devices?class=a%00b", "/models?after=%00", "/audit?action=%00"]
+)
+def test_nul_in_an_address_is_refused(admin: Client, address: str) -> None:
+    assert admin.get(address).status_code == 422
+
+
+def test_a_rollout_whose_classes_are_all_paused_asks_for_attention(
+    admin: Client, app: App, tenant: Tenant
+) -> None:
+    make_class(tenant, "entry")
+    create_rollout(release=make_release(app, ["entry"]), name="first", actor=ACTOR)
+    RolloutTrack.objects.update(state="paused", reason="2 of 2 devices failed their self-test.")
+    for state, shown in {"running": True, "paused": True, "cancelled": False}.items():
+        Rollout.objects.update(state=state)
+        assert (b"2 of 2 devices failed" in admin.get("/").content) is shown
+
+
 @pytest.fixture
 def viewer(tenant: Tenant) -> Client:
     return signed_in(tenant, "viewer")
@@ -370,6 +388,15 @@ class TestMutations:
         assert DeviceClass.objects.get(current=True).version == 2
         again = admin.post("/classes/new", fields)
         assert b"There is a class of this name already" in again.content
+
+    def test_an_edit_keeps_what_was_set_over_the_api(self, admin: Client, tenant: Tenant) -> None:
+        make_class(tenant, "mid", memory_bytes=12_345_678, storage_bytes=500_001, energy_mwh=0.5)
+        shown = admin.get("/classes/mid/edit").context["form"]
+        fields = {name: value for name in shown.fields if (value := shown[name].value()) not in (None, False)}
+        assert admin.post("/classes/mid/edit", {**fields, "title": "Other"}).status_code == 302
+        row = DeviceClass.objects.get(current=True)
+        assert (row.title, row.memory_bytes, row.storage_bytes) == ("Other", 12_345_678, 500_001)
+        assert row.energy_mwh == 0.5
 
     def test_a_model_is_made_and_uploaded(self, admin: Client, app: App) -> None:
         assert admin.post("/models", {"name": "minilm", "app": "search"})["Location"] == "/models/minilm"

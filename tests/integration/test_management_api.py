@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -18,10 +18,11 @@ from django.test import Client
 from fleet.devices.models import Device
 from fleet.devices.services import store_capabilities
 from fleet.telemetry.models import InferenceRow
-from models_registry.models import Build, Model, ModelVersion, Release
+from models_registry.models import Build, Model, ModelVersion, Release, UploadPart, VersionFile
 from models_registry.services.builds import apply_build_result
 from models_registry.services.releases import publish_release
 from models_registry.services.signing import initialise_repository
+from models_registry.services.sweeper import ANSWERS_KEPT, sweep
 from models_registry.services.versions import apply_inspect_result
 from quantize_worker.contract import InspectResult
 from tenancy.models import ApiToken, App, AuditEntry, IdempotencyRecord, Tenant
@@ -564,12 +565,45 @@ class TestIdempotency:
         stored = json.dumps(list(IdempotencyRecord.objects.values_list("body", flat=True)))
         assert secret not in stored
 
+    def test_a_completion_with_a_key_forgets_a_damaged_file_all_the_same(self, api: Api) -> None:
+        version = announced(api)
+        file = f"versions/{version['id']}/files/model.onnx"
+        api.problem("PUT", file, raw=b"x" * len(MODEL_BYTES))
+        api.ok("PUT", file, raw=MODEL_BYTES[:-1])
+        row = VersionFile.objects.get()
+        UploadPart.objects.filter(file=row).update(size_bytes=row.size_bytes)
+        VersionFile.objects.update(received_bytes=row.size_bytes)  # as a process that was killed leaves it
+        problem = api.problem("POST", f"versions/{version['id']}/complete", Idempotency_Key="k1")
+        assert problem["code"] == "digest_mismatch"
+        api.ok("PUT", file, raw=MODEL_BYTES)
+        api.ok("POST", f"versions/{version['id']}/complete", status=202, Idempotency_Key="k1")
+
+    def test_answers_are_forgotten_in_time(self, api: Api) -> None:
+        api.ok("POST", "models", {"name": "minilm"}, 201, Idempotency_Key="k1")
+        made = IdempotencyRecord.objects.get().created_at
+        assert sweep(now=made + ANSWERS_KEPT - timedelta(hours=1)).get("answers_dropped") is None
+        assert sweep(now=made + ANSWERS_KEPT + timedelta(hours=1))["answers_dropped"] == 1
+
     def test_an_unusable_key_is_refused(self, api: Api) -> None:
         problem = api.problem("POST", "models", {"name": "minilm"}, Idempotency_Key="k" * 129)
         assert problem["code"] == "invalid_idempotency_key"
 
 
 class TestStrictJson:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "audit?action=%00",
+            "builds?class=a%00",
+            "devices?search=%00",
+            "versions?model=%00",
+            "releases?model=%00",
+        ],
+    )
+    def test_nul_in_a_query_is_refused(self, api: Api, path: str) -> None:
+        problem = api.problem("GET", path)
+        assert (problem["status"], problem["code"]) == (422, "invalid_parameter")
+
     @pytest.mark.parametrize(
         "body",
         [
@@ -614,7 +648,7 @@ class TestPages:
         assert len(seen) == len(set(seen)) == 25
 
     def test_a_forged_cursor_is_refused(self, api: Api) -> None:
-        assert api.problem("GET", "models?cursor=%ff%00")["code"] == "invalid_cursor"
+        assert api.problem("GET", "models?cursor=%ff%fe")["code"] == "invalid_cursor"
 
     @pytest.mark.parametrize("path", ["devices", "models", "builds", "rollouts", "releases", "versions"])
     def test_queries_do_not_grow_with_rows(

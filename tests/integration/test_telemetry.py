@@ -114,6 +114,19 @@ def test_a_row_that_could_not_be_used_is_refused_whole(device: Device, change: d
     assert TelemetryBatch.objects.count() == DeviceRow.objects.count() == 0
 
 
+@pytest.mark.parametrize("text", ["a sentence of a user", "CPUExecutionProvider\n", "", "x" * 65])
+def test_a_provider_is_a_name_and_no_text(text: str) -> None:
+    event = {**msgspec.to_builtins(inference(BUILD, NOW, latency_ms=7)), "provider": text}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(event, Event)
+
+
+@pytest.mark.parametrize("boot", [f"{BUILD}\n", f"{str(BUILD).upper()}"])
+def test_an_identifier_ends_where_it_ends(boot: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"boot": boot, "first_sequence": 0, "events": []}, Report)
+
+
 def test_a_boot_that_is_no_uuid_is_refused(device: Device) -> None:
     with pytest.raises(InvalidReport):
         ingest(device, sample(NOW), boot="-" * 36)
@@ -133,6 +146,15 @@ def test_rollups_are_rebuilt_not_counted_up(device: Device, tenant: Tenant) -> N
     services.roll_up(now=NOW)  # once more, with nothing new
     again = InferenceHour.objects.get()
     assert (again.pk, again.requests, again.devices) == (hour.pk, 40, 2)
+
+
+def test_absurd_counts_do_not_hold_up_the_rollup(device: Device) -> None:
+    most = msgspec.structs.replace(inference(BUILD, NOW, latency_ms=7), requests=2**53)
+    ingest(device, *[most] * 500)
+    ingest(device, *[most] * 500, first=500)
+    ingest(device, *[most] * 100, first=1000)
+    assert services.roll_up(now=NOW) == 1
+    assert InferenceHour.objects.get().requests == 2**63 - 1
 
 
 def test_rows_that_come_late_reach_their_hour(device: Device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -250,6 +251,22 @@ def test_discard_and_sweep(
     assert counts["uploads_dropped"] == 1
     assert list(blobs.list("")) == []
     assert audit_entries(version.tenant)[0].action == "version.abandoned"
+
+
+def test_parts_of_a_killed_process_are_dropped_once_nothing_is_received(
+    version: ModelVersion, actor: Actor, blobs: BlobStore
+) -> None:
+    send(version, "model.onnx", GRAPH[:100], actor)
+    noted = UploadPart.objects.get()
+    unnoted = f"{noted.key.rpartition('/')[0]}/written-but-not-noted"
+    gone = f"staging/{uuid.uuid4()}/of-a-file-that-was-discarded"
+    for key in (unnoted, gone):
+        blobs.put_bytes(b"x", key=key)
+    assert uploads.drop_orphaned_parts() == 1
+    assert set(blobs.list("")) == {noted.key, unnoted}
+    receive_part(version=version, path="model.onnx", offset=100, stream=[GRAPH[100:]], actor=actor)
+    assert uploads.drop_orphaned_parts() == 1
+    assert not list(blobs.list("staging"))
 
 
 def test_numbers_rise_per_model(model: Model, app: App, actor: Actor) -> None:

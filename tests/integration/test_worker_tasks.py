@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 import zstandard
 
 from blobstore import BlobStore, open_store
+from quantize_worker import app as settings
 from quantize_worker.contract import (
     TASK_BUILD_RESULT,
     TASK_INSPECT_RESULT,
@@ -43,7 +45,7 @@ from quantize_worker.errors import Cancelled, SandboxFailed
 from quantize_worker.sandbox import Sandbox, find_bubblewrap
 from quantize_worker.steps.confinement import Limits
 from quantize_worker.steps.exchange import Job, Step
-from quantize_worker.storage import resume, store_chunks
+from quantize_worker.storage import job_folder, resume, store_chunks
 from quantize_worker.tasks import Desk, run_build, run_inspect
 from tests.integration import onnx_models
 
@@ -284,6 +286,16 @@ def test_a_build_that_runs_twice_gives_the_same(desk: Desk, recorder: Recorder, 
     assert files[0] == files[1]
 
 
+def test_a_killed_workers_folder_is_cleared_and_a_living_ones_stays(tmp_path: Path) -> None:
+    (tmp_path / "job-killed" / "source").mkdir(parents=True)
+    with job_folder(tmp_path) as one:
+        (one / "file").touch()
+        with job_folder(tmp_path) as other:
+            assert sorted(tmp_path.iterdir()) == sorted([one, other])
+        assert (one / "file").exists()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_broker_that_fails_does_not_end_the_job(desk: Desk, recorder: Recorder, store: BlobStore) -> None:
     def fail_on_progress(message: msgspec.Struct) -> None:
         if isinstance(message, Progress):
@@ -405,6 +417,20 @@ def test_the_child_sees_neither_network_nor_our_state(tmp_path: Path) -> None:
 def with_limits(desk: Desk, **changes: float) -> Desk:
     """A desk with other limits."""
     return replace(desk, **changes)  # type: ignore[arg-type]
+
+
+def test_jobs_see_no_state_of_ours_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_bubblewrap() is None:
+        pytest.skip("bubblewrap is not available")
+    monkeypatch.setenv("POCKETFLEET_VAR", str(tmp_path / "var"))
+    monkeypatch.setenv("POCKETFLEET_BROKER_FOLDER", str(tmp_path / "queue"))
+    monkeypatch.setenv("POCKETFLEET_BLOBS_URL", f"file://{tmp_path}/store")
+    monkeypatch.setattr(settings, "blob_store", settings.blob_store.__wrapped__)
+    for name in ("var", "queue"):
+        (tmp_path / name).mkdir()
+    arguments = settings.sandbox.__wrapped__().confinement(settings.work_folder())
+    hidden = {path for option, path in itertools.pairwise(arguments) if option == "--tmpfs"}
+    assert {str(tmp_path / name) for name in ("var", "queue", "store")} <= hidden
 
 
 def test_stop_ends_the_child(tmp_path: Path) -> None:

@@ -25,9 +25,17 @@ from device_agent.errors import (
     UntrustedMetadata,
 )
 from device_agent.protocol.canonical import b64, canonical_json, sha256_hex
+from device_agent.protocol.manifest import decode_manifest
 from device_agent.protocol.messages import ASSIGNMENT_KEYS_TARGET, AssignedModel, Assignment, AssignmentKey
 from device_agent.store import Database, VersionFloors
-from device_agent.trust import Repository, agree, assignment_keys, trusted_model, verify_assignment
+from device_agent.trust import (
+    Repository,
+    agree,
+    assignment_keys,
+    trusted_model,
+    verify_assignment,
+    verify_root,
+)
 from tests.simulators.artifacts import tiny_artifact
 from tests.simulators.tuf_repository import TufRepository
 
@@ -339,6 +347,34 @@ class TestMetadata:
             repository(Network(published), floors, tmp_path)
 
 
+class TestRoot:
+    def test_a_root_that_holds(self) -> None:
+        verify_root(TufRepository().root)
+
+    def test_other_metadata(self) -> None:
+        with pytest.raises(UntrustedMetadata, match="timestamp metadata"):
+            verify_root(TufRepository().metadata["timestamp.json"])
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"{}", b"[]", b'"root"', b"\xff", b'{"signed": {}, "signatures": []}']
+    )
+    def test_no_metadata(self, data: bytes) -> None:
+        with pytest.raises(UntrustedMetadata):
+            verify_root(data)
+
+    def test_fewer_signatures_than_its_threshold(self) -> None:
+        root = msgspec.json.decode(TufRepository().root)
+        del root["signatures"][1]
+        with pytest.raises(UntrustedMetadata, match="1/2"):
+            verify_root(msgspec.json.encode(root))
+
+    def test_a_change_after_signing(self) -> None:
+        root = msgspec.json.decode(TufRepository().root)
+        root["signed"]["version"] = 2
+        with pytest.raises(UntrustedMetadata, match="0/2"):
+            verify_root(msgspec.json.encode(root))
+
+
 class TestModels:
     @pytest.fixture
     def network(self) -> Network:
@@ -393,6 +429,21 @@ class TestModels:
         assigned = self._assign(network, manifest.encode(), manifest)
         with pytest.raises(UntrustedMetadata, match="leaves the slot"):
             trusted_model(assigned, repository(network, floors, tmp_path))
+
+    @pytest.mark.parametrize("tolerance", [0, -1_000_000])
+    def test_a_self_test_that_cannot_fail(
+        self, network: Network, floors: VersionFloors, tmp_path: Path, tolerance: int
+    ) -> None:
+        manifest = tiny_artifact().manifest
+        manifest.golden.min_cosine_ppm = tolerance
+        assigned = self._assign(network, manifest.encode(), manifest)
+        with pytest.raises(UntrustedMetadata, match="not positive"):
+            trusted_model(assigned, repository(network, floors, tmp_path))
+
+    def test_the_smallest_tolerance(self) -> None:
+        manifest = tiny_artifact().manifest
+        manifest.golden.min_cosine_ppm = 1
+        assert decode_manifest(manifest.encode()) == manifest
 
     def test_a_malformed_manifest(self, network: Network, floors: VersionFloors, tmp_path: Path) -> None:
         manifest = tiny_artifact().manifest

@@ -48,9 +48,13 @@ def _initial(row: DeviceClass) -> dict[str, object]:
     initial = {name: getattr(row, name, None) for name in DeviceClassForm.base_fields}
     return initial | {
         "precisions": ", ".join(row.precisions),
-        "memory_mb": round(row.memory_bytes / MB),
-        "storage_mb": round(row.storage_bytes / MB),
+        "memory_mb": _megabytes(row.memory_bytes),
+        "storage_mb": _megabytes(row.storage_bytes),
     }
+
+
+def _megabytes(count: int) -> int | float:
+    return count / MB if count % MB else count // MB
 
 
 def _saved(request: ConsoleRequest, form: DeviceClassForm) -> bool:

@@ -27,6 +27,11 @@ class ApiView(APIView):
     ordering: ClassVar[tuple[str, ...]] = ("-created_at", "-id")
     pagination_class = CreatedCursorPagination  # read by the schema generator too
 
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if "%00" in request.META.get("QUERY_STRING", ""):  # PostgreSQL refuses to compare texts with it
+            raise Invalid("A query parameter holds NUL. Send it without.", code="invalid_parameter")
+
     @property
     def caller(self) -> Principal:
         return cast(Principal, self.request.user)

@@ -182,11 +182,10 @@ class VersionCompleteView(VersionScoped):
         tags=["versions"],
         summary="Complete an upload",
         description="All files are there; a worker checks them. Poll the version: its state becomes "
-        "`ready` or `refused`, the latter with a code and what to do.",
+        "`ready` or `refused`, the latter with a code and what to do. Repeating the call changes nothing.",
         request=None,
         responses={202: serializers.VersionSerializer},
     )
-    @idempotent()
     def post(self, request: Request, version_id: uuid.UUID) -> Response:
         version = services.complete_version(version=self.version(version_id), actor=self.actor)
         return Response(serializers.VersionSerializer(version).data, status=202)
