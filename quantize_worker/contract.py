@@ -52,7 +52,7 @@ RefusalCode = Literal[
     "unsupported_operator",
     "too_large",
     "resource_limit",  # checking it took more time or memory than allowed
-    "invalid_samples",  # a set is not a valid .npz
+    "invalid_samples",  # a set is not a valid .npz, or it or what FP32 makes of it is not finite
     "wrong_input_names",  # a set's arrays do not match the model's inputs
     "wrong_sample_shape",
 ]
@@ -105,7 +105,8 @@ class ModelFacts(msgspec.Struct, kw_only=True):
     ``latency_p50_ms`` is of the FP32 source, one sample at a time on one thread of the worker;
     ``memory_bytes`` the peak resident memory of doing so. ``samples`` and ``has_labels``
     describe the evaluation set; without one, samples are generated from the input specs and
-    ``synthetic_samples`` says so.
+    ``synthetic_samples`` says so. ``measured_samples`` of them, spread evenly over the set, are
+    what accuracy, latency and quality are measured on; 0 in facts from before it was counted.
     """
 
     inputs: list[TensorSpec]
@@ -125,6 +126,7 @@ class ModelFacts(msgspec.Struct, kw_only=True):
     latency_p50_ms: float
     memory_bytes: int
     tool_versions: dict[str, str]
+    measured_samples: int = 0
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
@@ -229,8 +231,8 @@ class QualityReport(msgspec.Struct, kw_only=True, frozen=True):
     """Against the FP32 source, on the evaluation set.
 
     ``value`` is what a floor is compared with: accuracy relative to the source's where labels
-    exist (metric ``accuracy``), else the mean cosine of the first floating-point output
-    (metric ``cosine``). ``top1_agreement`` is the share of samples whose best class (for
+    exist (metric ``accuracy``), else, or where the source is never right, the mean cosine of the
+    first floating-point output (metric ``cosine``). ``top1_agreement`` is the share of samples whose best class (for
     classifiers) or nearest neighbour in the set (for embeddings) is the source's.
     """
 

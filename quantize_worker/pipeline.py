@@ -115,8 +115,10 @@ def _build(folder: Path, job: Job, report: Report) -> Outcome:
     on_share = _shares(report, "evaluate", 0.75, 0.95)
     entry, provider = artifact / package.GRAPH_FILE, job.recipe.execution_provider
     candidate = _measured(entry, samples, folder / "candidate", provider, golden, on_share)
+    _check_finite(reference, candidate)
     report(Step(step="package", share=0.95))
     count, lowest = _write_golden(artifact / GOLDEN_FILE, samples, reference, candidate, golden)
+    _check_tolerance(lowest)
     files = [*done, package.cut(artifact / GOLDEN_FILE, folder / CHUNKS_FOLDER, name=GOLDEN_FILE)]
     quality = evaluate.quality(reference.outputs, candidate.outputs, samples.labels)
     return Outcome(status="built", artifact=_description(files, candidate, count, lowest), quality=quality)
@@ -178,6 +180,34 @@ def _measured(
         raise BuildFailed(
             "runtime_refused", f"ONNX Runtime refuses the build: {text}", fault="system"
         ) from error
+
+
+def _check_finite(reference: Measured, candidate: Measured) -> None:
+    """The source must make finite numbers of the samples, and the build too.
+
+    Raises:
+        BuildFailed: non_finite_outputs.
+    """
+    for whose, found in (("FP32 model", reference), ("build", candidate)):
+        if not evaluate.all_finite([*found.outputs, found.batch]):
+            text = f"Outputs of the {whose} are NaN or infinite on the evaluation samples. "
+            advice = "Correct the model or the set." if found is reference else "Use another precision."
+            raise BuildFailed("non_finite_outputs", text + advice, fault="model")
+
+
+def _check_tolerance(lowest: float) -> None:
+    """A build must resemble its source on every golden sample, whatever its accuracy.
+
+    Raises:
+        BuildFailed: outputs_diverge.
+    """
+    if evaluate.tolerance(lowest) < evaluate.MINIMUM_TOLERANCE:
+        raise BuildFailed(
+            "outputs_diverge",
+            f"On a golden sample the build's output has cosine {lowest:.4f} with FP32's: no self-test "
+            "could tell whether it works. Use another precision.",
+            fault="model",
+        )
 
 
 def _write_golden(

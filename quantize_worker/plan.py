@@ -206,9 +206,7 @@ def _nothing_to_gain(precision: Precision) -> str:
 def _over_budget(
     target: Target, precision: Precision, code: Literal["memory", "storage"], needed: int, budget: int
 ) -> Rejection:
-    reason = (
-        f"{precision} needs {_megabytes(needed)} of {code}, class {target.name} allows {_megabytes(budget)}."
-    )
+    reason = f"{precision} needs {_size(needed)} of {code}, class {target.name} allows {_size(budget)}."
     return Rejection(precision=precision, code=code, reason=reason)
 
 
@@ -227,8 +225,8 @@ def _reasons(
     yield f"Choice {place} of class {target.name} ({kind}, {target.execution_provider})."
     if precision not in ("fp32", "fp16"):
         yield f"{len(_layers(facts, precision))} of {len(facts.layers)} layers with weights shrink."
-    yield f"{_megabytes(facts.source_bytes)} become {_megabytes(size)}; storage allows {_megabytes(target.storage_bytes)}."
-    yield f"Expected peak memory {_megabytes(memory)}; the budget is {_megabytes(target.memory_bytes)}."
+    yield f"{_size(facts.source_bytes)} become {_size(size)}; storage allows {_size(target.storage_bytes)}."
+    yield f"Expected peak memory {_size(memory)}; the budget is {_size(target.memory_bytes)}."
     word = "Measured" if measured else "Expected"
     below = " It will be built and measured all the same." if quality < target.quality_floor else ""
     yield f"{word} quality {quality:.4f} of FP32; the floor is {target.quality_floor:.4f}.{below}"
@@ -238,5 +236,8 @@ def _reasons(
         yield "There is no evaluation set: quality is measured on generated inputs and says little."
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _size(count: int) -> str:
+    """Bytes in the unit that reads best, from B to MB (decimal)."""
+    if count >= 1_000_000:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count} B"

@@ -16,7 +16,7 @@ from device_agent.errors import ConfigError, Refused, TrustError
 from device_agent.lifecycle import ENDED_BADLY, PENDING, State
 from device_agent.protocol.messages import AssignedModel, Assignment
 from device_agent.store import Identity, write_durably
-from device_agent.trust import Repository, assignment_keys, trusted_model, verify_assignment
+from device_agent.trust import Repository, assignment_keys, trusted_model, verify_assignment, verify_root
 
 log = logging.getLogger(__name__)
 
@@ -250,5 +250,6 @@ class CheckIn:
             root = b"".join(self._device.api.metadata("1.root.json"))
         else:
             raise ConfigError("no TUF root: give `init --root FILE` or, knowingly, --trust-on-first-use")
+        verify_root(root)  # before it is kept: what is kept is not asked for again
         write_durably(path, root, mode=0o644)
         return root

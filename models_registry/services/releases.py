@@ -64,14 +64,22 @@ def _check_settled(version: ModelVersion, tailorings: list[Tailoring]) -> None:
     unsettled = [each.class_name for each in tailorings if each.state == Tailoring.State.BUILDING]
     if unsettled:
         raise BuildsUnsettled(
-            f"Builds of {version} still run for: {', '.join(unsettled)}. Wait for them, or cancel them.",
+            f"Builds of {version} still run for: {', '.join(unsettled)}. Wait for them, "
+            "or cancel a build with POST /api/v1/builds/<id>/cancel.",
             classes=unsettled,
         )
     if not any(each.state == Tailoring.State.READY for each in tailorings):
         raise NothingToRelease(
-            f"No class has a build of {version} that is ready. Request builds, or look at the reasons.",
+            _why_nothing(version),
             classes=[each.class_name for each in tailorings],
         )
+
+
+def _why_nothing(version: ModelVersion) -> str:
+    if version.state == ModelVersion.State.READY:
+        return f"No class has a build of {version} that is ready. Request builds, or look at the reasons."
+    refusal = f": {version.refusal_message}" if version.refusal_message else "."
+    return f"Only a version that is ready can be built and released; {version} is {version.state}{refusal}"
 
 
 def _entry(release: Release, tailoring: Tailoring) -> ReleaseEntry:

@@ -106,10 +106,13 @@ def verdict_for(*, tailoring: Tailoring, build: Build) -> Verdict:
     """Whether a build that has ended is good enough for the class."""
     if build.quality is None or build.state in (_State.FAILED, _State.CANCELLED):
         return Verdict(accepted=False, reason=build.error_message or f"the build is {build.state}")
+    facts = msgspec.convert(tailoring.version.facts, ModelFacts)
     return judge(
         quality=msgspec.convert(build.quality, QualityReport),
         size_bytes=build.artifact.size_bytes,
         target=msgspec.convert(tailoring.target, Target),
+        available=facts.samples,
+        generated=facts.synthetic_samples,
     )
 
 

@@ -148,7 +148,8 @@ def _verified(file: VersionFile, parts: list[UploadPart]) -> Iterator[bytes]:
     if sha256.hexdigest() != file.sha256:
         raise DigestMismatch(
             f"{file.path} has SHA-256 {sha256.hexdigest()}, announced was {file.sha256}. "
-            "Send it again from offset 0, or discard the upload."
+            "Send it again from offset 0; if the announced digest is wrong, discard the upload "
+            f"(DELETE /api/v1/versions/{file.version_id}) and announce it anew."
         )
 
 

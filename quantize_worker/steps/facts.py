@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantize_worker.contract import LayerFacts, ModelFacts, Precision, SourceFile, TensorSpec
 from quantize_worker.errors import ModelRefused
 from quantize_worker.steps import package
-from quantize_worker.steps.evaluate import accuracy
+from quantize_worker.steps.evaluate import accuracy, all_finite
 from quantize_worker.steps.graph import DEFAULT_DOMAINS, Graph, nodes_of
 from quantize_worker.steps.layers import INT4_BLOCK, Layer, layers_of
 from quantize_worker.steps.measure import CPU_PROVIDER, Measured, MeasuredError, is_out_of_memory, measure
@@ -139,6 +139,7 @@ def describe(
         latency_p50_ms=measured.figures.latency_p50_ms,
         memory_bytes=measured.figures.memory_bytes,
         tool_versions=tool_versions(),
+        measured_samples=len(measured.outputs),
     )
 
 
@@ -148,8 +149,25 @@ def measure_source(
     """Run the FP32 source on the evaluation samples.
 
     Raises:
-        ModelRefused: if it cannot be run on them.
+        ModelRefused: if it cannot be run on them, or makes something of them that is not finite.
     """
+    measured = _run_source(path, samples, folder, on_share)
+    if all_finite(measured.outputs):
+        return measured
+    if samples.synthetic:
+        raise ModelRefused(
+            "invalid_model",
+            "The model's outputs are NaN or infinite on generated inputs; upload an evaluation set "
+            "with real ones, or correct the model.",
+        )
+    raise ModelRefused(
+        "invalid_samples",
+        "The FP32 model's outputs are NaN or infinite on the evaluation set: nothing can be measured "
+        "against them. Leave those samples out, or correct the model.",
+    )
+
+
+def _run_source(path: Path, samples: SampleSet, folder: Path, on_share: Callable[[float], None]) -> Measured:
     installed = folder / "installed"
     package.write_model(Graph.read(path).finish(), installed)  # as a device would hold it
     try:

@@ -81,7 +81,7 @@ def read_model(folder: Path, files: Sequence[SourceFile]) -> onnx.ModelProto:
 def _check_form(data: bytes) -> None:
     """Walk the top-level protobuf fields: tells a truncated model from something else."""
     if not data:
-        raise ModelRefused("truncated", "The file is empty; upload it again.")
+        raise ModelRefused("truncated", "The file is empty; upload it again as a new version.")
     for signature, meaning in _SIGNATURES.items():
         if data.startswith(signature):
             raise ModelRefused("not_onnx", f"{meaning} {_EXPORT}")
@@ -96,7 +96,9 @@ def _check_form(data: bytes) -> None:
         position = len(view) + 1
     if position > len(view):
         if data[0] == 0x08 or fields:  # ir_version, the first field that every exporter writes
-            raise ModelRefused("truncated", "The file ends in the middle of the model; upload it again.")
+            raise ModelRefused(
+                "truncated", "The file ends in the middle of the model; upload it again as a new version."
+            )
         raise ModelRefused("not_onnx", f"The file is not an ONNX model. {_EXPORT}")
 
 
@@ -165,7 +167,7 @@ def _check_extent(facts: dict[str, str], size: int, path: str, tensor: str) -> N
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelRefused(
             "truncated",
-            f"{path!r} is shorter than the graph says (at {tensor!r}); upload the whole file again.",
+            f"{path!r} is shorter than the graph says (at {tensor!r}); upload it again as a new version.",
         )
 
 

@@ -165,7 +165,15 @@ def _checked(values: Array, spec: TensorSpec, kind: str) -> Array:
             f"{spec.name!r} of the {kind} set has shape {values.shape}, the model takes "
             f"{tuple(spec.shape)} with samples along the first axis.",
         )
-    return np.ascontiguousarray(values, dtype=wanted)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite
+        converted = np.ascontiguousarray(values, dtype=wanted)
+    if wanted.kind == "f" and not np.isfinite(converted).all():
+        raise ModelRefused(
+            "invalid_samples",
+            f"{spec.name!r} of the {kind} set has values that are NaN or infinite as {wanted}; "
+            "leave those samples out or replace the values.",
+        )
+    return converted
 
 
 def _checked_labels(labels: Array | None, count: int, kind: str) -> Array | None:

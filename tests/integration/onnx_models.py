@@ -93,6 +93,21 @@ def embedder(*, rows: int = 500, width: int = 64) -> onnx.ModelProto:
     return model_of(nodes, inputs, outputs, weights)
 
 
+def linear(weight: np.ndarray) -> onnx.ModelProto:
+    """MatMul, from 64 features."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", FLOAT, ["n", FEATURES])]
+    outputs = [helper.make_tensor_value_info("y", FLOAT, ["n", weight.shape[1]])]
+    return model_of(nodes, inputs, outputs, {"w": weight})
+
+
+def logarithmic() -> onnx.ModelProto:
+    """Log of 64 features: NaN where they are negative."""
+    inputs = [helper.make_tensor_value_info("x", FLOAT, ["n", FEATURES])]
+    outputs = [helper.make_tensor_value_info("y", FLOAT, ["n", FEATURES])]
+    return model_of([helper.make_node("Log", ["x"], ["y"])], inputs, outputs, {})
+
+
 def weightless() -> onnx.ModelProto:
     """Relu alone: nothing to quantise."""
     inputs = [helper.make_tensor_value_info("x", FLOAT, ["n", 8])]

@@ -457,6 +457,18 @@ class TestTrust:
             agent.run()
         agent.close()
 
+    def test_a_file_that_is_no_root_is_not_kept(self, server: DeviceServer, tmp_path: Path) -> None:
+        given = tmp_path / "given.json"
+        given.write_text("{}")
+        agent = InProcessAgent(server, tmp_path / "state", root=str(given))
+        (tmp_path / "state" / "root.json").unlink()
+        server.roll_out(tiny_artifact())
+        with pytest.raises(UntrustedMetadata):
+            agent.run()
+        given.write_bytes(server.tuf.root)
+        assert agent.run() == "active"
+        agent.close()
+
     def test_trust_on_first_use_is_a_choice(self, server: DeviceServer, tmp_path: Path) -> None:
         agent = InProcessAgent(server, tmp_path, trust_on_first_use=True)
         (tmp_path / "root.json").unlink()

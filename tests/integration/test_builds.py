@@ -67,7 +67,8 @@ FACTS = ModelFacts(
             sensitivity={"fp16": 1e-8, "int8-dynamic": 1e-4, "int8-qdq": 1e-4, "int4": 1e-3},
         )
     ],
-    samples=100,
+    samples=300,
+    measured_samples=100,
     has_labels=False,
     synthetic_samples=False,
     accuracy=None,
@@ -293,7 +294,7 @@ def test_equal_plans_share_a_build_and_each_floor_is_its_own(version: ModelVersi
     assert moved.build is not None
     assert moved.build.precision == "fp16"
     assert [entry["outcome"] for entry in moved.history] == ["rejected"]
-    assert "below the floor 0.9500" in moved.history[0]["reason"]
+    assert moved.history[0]["reason"] == "cosine 0.8000 on 100 of 300 samples is below the floor 0.95"
 
 
 def test_rejected_until_impossible_with_the_reason(version: ModelVersion, actor: Actor) -> None:

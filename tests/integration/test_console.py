@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from django.urls import get_resolver, reverse
 
 from fleet.console import urls
 from fleet.console.forms import RolloutForm
+from fleet.console.templatetags.figures import ms
 from fleet.devices.models import Device, DeviceClass, ProvisioningKey
 from fleet.devices.services import declare_figure, store_capabilities
 from fleet.rollouts.decision import Policy, parse_policy
@@ -160,6 +161,20 @@ class TestPages:
         assert response.status_code == 404
         assert b"There is no such page" in response.content
 
+    def test_figures_say_what_they_are_a_share_of(self, world: dict[str, Any], tenant: Tenant) -> None:
+        client = signed_in(tenant, "viewer")
+        build, version = Build.objects.get(pk=world["build"].pk), world["version"]
+        assert build.quality is not None
+        shown = client.get(reverse("console:build", args=[build.pk])).content.decode()
+        assert "cosine on 100 samples" in shown
+        accuracy = {"metric": "accuracy", "accuracy": 0.1333, "source_accuracy": 0.1333, "value": 1.0}
+        Build.objects.filter(pk=build.pk).update(quality=build.quality | accuracy)
+        shown = client.get(reverse("console:build", args=[build.pk])).content.decode()
+        assert "share of FP32&#x27;s accuracy" in shown or "share of FP32's accuracy" in shown
+        assert "(0.133 of 0.133) on 100 samples" in shown
+        facts = client.get(reverse("console:version", args=[version.pk])).content.decode()
+        assert "100 of 300 samples measured" in facts
+
     def test_signing_in_and_out(self, tenant: Tenant) -> None:
         create_user(tenant=tenant, username="ada", password=PASSWORD, role="admin")
         client = Client()
@@ -225,6 +240,61 @@ class TestPages:
         device = admin.get(reverse("console:device", args=[world["device"].pk])).content.decode()
         assert "output mismatch" in device
 
+    def test_the_newest_version_shows_its_state_and_a_refused_one_asks_for_attention(
+        self, admin: Client, world: dict[str, Any]
+    ) -> None:
+        old = world["version"]
+        refused = ModelVersion.objects.create(
+            tenant=old.tenant,
+            model=old.model,
+            number=2,
+            state="refused",
+            refusal_message="Export it as ONNX.",
+        )
+        assert re.search(r"v2 <span[^>]*>(<span[^>]*></span>)refused", admin.get("/models").content.decode())
+        assert b"Export it as ONNX." in admin.get("/").content
+        ModelVersion.objects.filter(pk=refused.pk).update(created_at=datetime.now(UTC) - timedelta(days=8))
+        assert b"Export it as ONNX." not in admin.get("/").content
+        ModelVersion.objects.filter(pk=refused.pk).update(created_at=datetime.now(UTC))
+        ModelVersion.objects.create(tenant=old.tenant, model=old.model, number=3, state="ready")
+        assert b"Export it as ONNX." not in admin.get("/").content
+
+    def test_a_device_runs_a_model_once(self, admin: Client, world: dict[str, Any]) -> None:
+        device, first = world["device"], world["rollout"]
+        release = world["release"]
+        second = start_rollout(
+            rollout=create_rollout(release=release, name="second", actor=ACTOR), actor=ACTOR
+        )
+        (row,) = Assignment.objects.all()
+        Assignment.objects.update(state="active", failure="")
+        row.pk, row.rollout, row.state, row.failure = None, second, "active", ""
+        row.save(force_insert=True)
+        address = reverse("console:device", args=[device.pk])
+
+        def shown() -> list[str]:
+            return [row.rollout.name for row in admin.get(address).context["assignments"]]
+
+        assert shown() == ["second"]
+        Assignment.objects.filter(rollout=second).update(state="failed")
+        assert shown() == ["second", "first"]
+        Assignment.objects.filter(rollout=second).update(state="active")
+        Rollout.objects.filter(pk=second.pk).update(state="rolled_back")
+        assert shown() == ["first"]
+        assert first.name in admin.get(address).content.decode()
+
+    def test_the_api_page_knows_who_is_signed_in(self, admin: Client) -> None:
+        assert b"console/docs.js" in admin.get("/api/docs").content
+
+    def test_a_draft_says_how_many_devices_match(self, admin: Client, world: dict[str, Any]) -> None:
+        def draft(filter: str) -> str:
+            row = create_rollout(release=world["release"], name="next", filter=filter, actor=ACTOR)
+            return admin.get(reverse("console:rollout", args=[row.pk])).content.decode()
+
+        assert "No device matches now. Check the filter" in draft("class:nope")
+        page = draft("class:entry")
+        assert "1 accepted device matches now." in page
+        assert "1 matching device<" in page
+
     def test_an_impossible_class_says_why(self, admin: Client, world: dict[str, Any]) -> None:
         Tailoring.objects.update(state="impossible", reason="memory: 131 MB needed, 120 MB there", build=None)
         page = admin.get(reverse("console:version", args=[world["version"].pk]))
@@ -261,6 +331,9 @@ class TestPages:
         )
         data = admin.get(reverse("console:build-latency", args=[build.pk])).json()
         assert len(data["at"]) == 1
+        start, end = data["window"]
+        assert start + 3600 <= end
+        assert start <= data["at"][0] <= end
         assert [series["label"] for series in data["series"]] == ["p50", "p95"]
         assert b"data-plot" in admin.get(reverse("console:build", args=[build.pk])).content
 
@@ -491,6 +564,12 @@ class TestDelivery:
             assert assets
             for asset in assets:
                 assert finders.find(asset.removeprefix("/static/")), asset
+
+    @pytest.mark.parametrize(
+        ("value", "text"), [(0.004, "<0.01 ms"), (0.02, "0.02 ms"), (12.34, "12.3 ms"), (250.4, "250 ms")]
+    )
+    def test_short_times_are_not_rounded_to_nothing(self, value: float, text: str) -> None:
+        assert ms(value) == text
 
     def test_templates_stay_short(self) -> None:
         lengths = sorted(len(path.read_text().splitlines()) for path in TEMPLATES.glob("*.html"))

@@ -228,6 +228,29 @@ class TestModels:
         files = [file_spec(), {**file_spec(path="b.bin"), "sha256": "short"}]
         problem = api.problem("POST", "models/minilm/versions", {"files": files})
         assert list(problem["errors"]) == ["files.1.sha256"]
+        assert "64 lower-case hexadecimal digits" in problem["errors"]["files.1.sha256"][0]
+
+    def test_unknown_fields_are_refused_by_name(self, api: Api) -> None:
+        problem = api.problem("POST", "models", {"name": "minilm", "descripton": "x"})
+        assert (problem["status"], problem["code"]) == (400, "validation_failed")
+        assert problem["errors"] == {
+            "descripton": ["There is no such field. Known are: name, app, description."]
+        }
+        assert "descripton" in problem["detail"]
+        assert api.ok("GET", "models")["results"] == []
+        api.ok("POST", "models", {"name": "minilm"}, 201)
+        body = {"files": [{**file_spec(), "size": 1}]}
+        assert list(api.problem("POST", "models/minilm/versions", body)["errors"]) == ["files.0.size"]
+        app = {"slug": "other", "name": "Other", "id": "1"}
+        assert list(api.problem("POST", "apps", app)["errors"]) == ["id"]
+
+    def test_refusals_name_choices_and_formats(self, api: Api) -> None:
+        api.ok("POST", "models", {"name": "minilm"}, 201)
+        body = {"files": [{**file_spec(), "role": "weights"}]}
+        (role,) = api.problem("POST", "models/minilm/versions", body)["errors"].values()
+        assert role == ['"weights" is not one of model, evaluation, calibration.']
+        (name,) = api.problem("POST", "models", {"name": "a b"})["errors"].values()
+        assert "lower-case letters, digits" in name[0]
 
     def test_aliases_move(self, api: Api) -> None:
         version = ready_version(api)
@@ -410,6 +433,12 @@ class TestRollouts:
         make_class(tenant, "entry")
         make_devices(tenant, 4, class_name="entry", ram_mb=3000)
         return make_release(app, ["entry"])
+
+    def test_a_token_is_called_by_its_name(self, api: Api, release: Release) -> None:
+        draft = api.ok("POST", "rollouts", {"name": "first", "release": str(release.pk)}, 201)
+        api.ok("POST", f"rollouts/{draft['id']}/start")
+        reasons = [row["reason"] for row in api.ok("GET", f"rollouts/{draft['id']}/decisions")["results"]]
+        assert "Start: token test." in reasons
 
     def test_steering(self, api: Api, release: Release) -> None:
         body = {"name": "first", "release": str(release.pk), "policy": {"groups": [0.5, 1.0]}}
@@ -633,7 +662,15 @@ class TestStrictJson:
         assert api.problem("POST", "models", ["minilm"])["code"] == "validation_failed"
 
     def test_other_content_types_are_refused(self, api: Api) -> None:
-        assert api.problem("POST", "models", raw=b"name=x")["code"] == "unsupported_media_type"
+        problem = api.problem("POST", "models", raw=b"name=x")
+        assert (problem["code"], problem["title"]) == ("unsupported_media_type", "Unsupported media type")
+        assert "application/octet-stream" in problem["detail"]
+        assert "Send Content-Type: application/json." in problem["detail"]
+
+    def test_a_method_that_is_not_there_is_named(self, api: Api) -> None:
+        problem = api.problem("DELETE", "models")
+        assert (problem["status"], problem["title"]) == (405, "Method not allowed")
+        assert "DELETE" in problem["detail"]
 
 
 class TestPages:

@@ -299,6 +299,8 @@ def refusal(folder: Path) -> str:
     with pytest.raises(ModelRefused) as caught:
         read_model(folder / SOURCE_FOLDER, listed(folder / SOURCE_FOLDER))
     assert caught.value.message.endswith(".")
+    if caught.value.code == "truncated":
+        assert "upload it again as a new version" in caught.value.message
     return caught.value.code
 
 
@@ -396,6 +398,9 @@ SAMPLES = np.ones((6, onnx_models.FEATURES), np.float32)
         ({"x": SAMPLES, "labels": np.zeros(6)}, "wrong_sample_shape"),
         ({"x": SAMPLES.astype(str)}, "invalid_samples"),
         ({"x": np.array([{}] * 6, object)}, "invalid_samples"),
+        ({"x": SAMPLES * np.float32(np.nan)}, "invalid_samples"),
+        ({"x": np.where(np.eye(6, onnx_models.FEATURES), np.inf, SAMPLES)}, "invalid_samples"),
+        ({"x": SAMPLES.astype(np.float64) * 1e300}, "invalid_samples"),  # infinite as float32
     ],
 )
 def test_sets_that_do_not_fit(arrays: dict[str, np.ndarray], code: str, tmp_path: Path) -> None:
@@ -404,6 +409,61 @@ def test_sets_that_do_not_fit(arrays: dict[str, np.ndarray], code: str, tmp_path
     found, message = refused(folder)
     assert found == code
     assert "evaluation" in message
+
+
+def test_a_calibration_set_that_is_not_finite(tmp_path: Path) -> None:
+    folder = upload(tmp_path, onnx_models.classifier())
+    np.savez(folder / "calibration.npz", x=SAMPLES * np.float32(np.nan))
+    code, message = refused(folder)
+    assert code == "invalid_samples"
+    assert "calibration" in message
+
+
+@pytest.mark.parametrize(("generated", "expected"), [(False, "invalid_samples"), (True, "invalid_model")])
+def test_a_source_whose_outputs_are_not_finite(generated: bool, expected: str, tmp_path: Path) -> None:
+    folder = upload(tmp_path, onnx_models.logarithmic())
+    if not generated:
+        np.savez(folder / "evaluation.npz", x=-SAMPLES, labels=np.zeros(6, np.int64))
+    code, message = refused(folder)
+    assert code == expected
+    assert "NaN or infinite" in message
+    np.savez(folder / "evaluation.npz", x=SAMPLES)
+    assert inspect(folder).status == "ready"
+
+
+def test_a_build_whose_outputs_are_not_finite_fails(tmp_path: Path) -> None:
+    folder = upload(tmp_path, onnx_models.linear(np.full((onnx_models.FEATURES, 128), 1e-36, np.float32)))
+    signs = np.where(np.arange(onnx_models.FEATURES) % 3, 1, -1)
+    np.savez(folder / "evaluation.npz", x=SAMPLES * signs * 3e38)  # the range has no scale in FP32
+    outcome, _ = build(folder, facts_of(folder), recipe("int8-dynamic"))
+    assert (outcome.status, outcome.code, outcome.fault) == ("failed", "non_finite_outputs", "model")
+
+
+def test_a_build_that_is_right_by_luck_alone_fails(tmp_path: Path) -> None:
+    weight = np.random.default_rng(3).standard_normal((onnx_models.FEATURES, 128)).astype(np.float32)
+    weight[::32] = 1000.0  # INT4 rounds all else of each block to nothing
+    samples = np.random.default_rng(4).standard_normal((40, onnx_models.FEATURES)).astype(np.float32)
+    folder = upload(tmp_path, onnx_models.linear(weight))
+    np.savez(folder / "calibration.npz", x=samples)
+    samples[:, ::32] = 0.0
+    labels = np.zeros(40, np.int64)
+    labels[:10] = (samples[:10] @ weight).argmax(axis=1)
+    np.savez(folder / "evaluation.npz", x=samples, labels=labels)
+    facts = facts_of(folder)
+    outcome, _ = build(folder, facts, recipe("int4"))
+    assert (outcome.status, outcome.code, outcome.fault) == ("failed", "outputs_diverge", "model")
+    kept, _ = build(folder, facts, recipe("fp32"))
+    assert kept.status == "built"
+    assert kept.artifact is not None
+    assert kept.artifact.golden_min_cosine > 0.99
+
+
+def test_what_is_measured_is_counted(tmp_path: Path) -> None:
+    folder = upload(tmp_path, onnx_models.classifier())
+    samples = np.random.default_rng(5).standard_normal((300, onnx_models.FEATURES)).astype(np.float32)
+    np.savez(folder / "evaluation.npz", x=samples)
+    facts = facts_of(folder)
+    assert (facts.samples, facts.measured_samples) == (300, 128)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", pickle.dumps([1])])

@@ -256,7 +256,7 @@ def test_a_release_that_cannot_be_signed_says_why_and_can_be_retried(
 
 
 def test_releases_need_settled_classes(version: ModelVersion, actor: Actor) -> None:
-    with pytest.raises(NothingToRelease):
+    with pytest.raises(NothingToRelease, match="Request builds"):
         create_release(version=version, actor=actor)
     tailoring = settled(version, "entry", "impossible")
     with pytest.raises(NothingToRelease):
@@ -265,7 +265,18 @@ def test_releases_need_settled_classes(version: ModelVersion, actor: Actor) -> N
     with pytest.raises(BuildsUnsettled) as caught:
         create_release(version=version, actor=actor)
     assert caught.value.extensions["classes"] == ["entry"]
+    assert "POST /api/v1/builds/<id>/cancel" in caught.value.detail
     assert Release.objects.count() == 0
+
+
+def test_a_refused_version_is_not_to_be_built(version: ModelVersion, actor: Actor) -> None:
+    refusal = "The file is empty; upload it again as a new version."
+    ModelVersion.objects.filter(pk=version.pk).update(state="refused", refusal_message=refusal)
+    with pytest.raises(NothingToRelease) as caught:
+        create_release(version=version, actor=actor)
+    assert "Only a version that is ready" in caught.value.detail
+    assert caught.value.detail.endswith(f"is refused: {refusal}")
+    assert "Request builds" not in caught.value.detail
 
 
 @pytest.mark.parametrize(

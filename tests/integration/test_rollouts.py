@@ -241,6 +241,11 @@ def test_a_class_without_devices_finishes_and_waits_for_some(app: App, fleet: Fl
     rollout = begin(make_release(app, ["entry"]), fleet)
     assert state_of(rollout) == "finished"
     assert "No device of class entry matches" in track_of(rollout, "entry").reason
+    assert rollout.reason == "No device matched yet; devices that join later get it."
+    assert fleet.act(fleet.join(1, "entry", enrolled_at=fleet.now))["entry"] == 1
+    services.step_touched(rollout_ids=[rollout.pk], now=fleet.now)
+    rollout.refresh_from_db()
+    assert rollout.reason == "Every class is finished."
     assert fleet.act(fleet.join(1, "entry", enrolled_at=fleet.now))["entry"] == 1
 
 
@@ -521,17 +526,22 @@ def test_who_runs_it_keeps_it_when_classes_or_attributes_change(app: App, fleet:
 
 
 def test_nobody_is_dropped_silently(app: App, fleet: Fleet) -> None:
-    make_class(app.tenant, "newer", filter="ram_mb > 9000")
+    make_class(app.tenant, "forgotten", filter="ram_mb > 9500")
     release = make_release(app, ["entry"])
+    make_class(app.tenant, "newer", filter="ram_mb > 9000")
+    make_class(app.tenant, "forgotten", filter="ram_mb > 9500", title="edited")  # makes no class new
     release.entries.create(tenant=app.tenant, class_name="watch", reason="needs 60 MB, has 40 MB")
     fleet.join(1, "entry")
-    stray, newer, watch = (fleet.join(1, name)[0] for name in ("", "newer", "watch"))
+    stray, newer, watch, _ = (fleet.join(1, name)[0] for name in ("", "newer", "watch", "forgotten"))
     rollout = begin(release, fleet)
     rows = {row.class_name: row for row in selectors.progress(rollout, now=fleet.now)}
     assert rows[""].reason.startswith("These devices are in no class")
     assert rows["newer"].reason.startswith("The class is newer than the release")
+    assert rows["forgotten"].reason == (
+        "No build of minilm v1 was requested for this class: request one, then make a new release."
+    )
     assert rows["watch"].reason == "needs 60 MB, has 40 MB"
-    assert {rows[name].state for name in ("", "newer", "watch")} == {"excluded"}
+    assert {rows[name].state for name in ("", "newer", "watch", "forgotten")} == {"excluded"}
     assert all(rows[name].eligible == 1 for name in rows)
     assert "in no class" in selectors.why_not_yet(stray)[0].reason
     for device in (newer, watch):

@@ -161,8 +161,9 @@ def test_staged_parts_that_are_gone_start_the_file_over(
 
 
 def test_a_wrong_digest_starts_the_file_over(version: ModelVersion, actor: Actor, blobs: BlobStore) -> None:
-    with pytest.raises(DigestMismatch):
+    with pytest.raises(DigestMismatch) as caught:
         send(version, "model.onnx", b"x" * len(GRAPH), actor)
+    assert f"DELETE /api/v1/versions/{version.pk}" in caught.value.detail
     assert list(blobs.list("")) == []
     assert version.files.get(path="model.onnx").received_bytes == 0
     assert send(version, "model.onnx", GRAPH, actor).complete

@@ -38,6 +38,12 @@ def test_better_than_the_source_is_one() -> None:
     assert (report.value, report.accuracy, report.source_accuracy) == (1.0, 1.0, 0.5)
 
 
+def test_a_source_that_is_never_right_is_compared_by_cosine() -> None:
+    worse = CLASSES[[0, 1, 3, 2]]
+    report = quality(outputs(CLASSES), outputs(worse), np.full(4, 9))
+    assert (report.metric, report.value, report.source_accuracy) == ("cosine", 0.5, 0.0)
+
+
 def test_embeddings_agree_on_nearest_neighbours() -> None:
     angles = np.array([0.0, 0.1, 2.0, 2.1, 4.0, 4.1])
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

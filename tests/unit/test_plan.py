@@ -111,6 +111,14 @@ def test_recipe_digest_tells_sources_and_recipes_apart() -> None:
     assert all(len(digest) == 64 for digest in digests)
 
 
+def test_small_models_are_described_in_small_units() -> None:
+    (candidate,) = plan(facts(source_bytes=4100), target("fp32", storage_bytes=30 * MB))
+    assert "4.1 kB become 4.1 kB; storage allows 30.0 MB." in candidate.reasons
+    (rejection,) = consider(facts(source_bytes=4100), target("fp32", storage_bytes=900)).rejections
+    assert "4.1 kB of storage" in rejection.reason
+    assert "allows 900 B" in rejection.reason
+
+
 def test_what_does_not_fit_memory_is_explained() -> None:
     outcome = consider(facts(), target("fp32", "int4", memory_bytes=60 * MB))
     assert [c.recipe.precision for c in outcome.candidates] == ["int4"]

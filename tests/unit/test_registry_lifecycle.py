@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 
@@ -133,3 +134,52 @@ def test_a_build_is_held_against_floor_and_storage(
     verdict = judge(quality=quality, size_bytes=size_bytes, target=target(0.9))
     assert verdict.accepted is accepted
     assert words in verdict.reason
+
+
+def report(value: float, samples: int, source: float | None = None) -> QualityReport:
+    own = None if source is None else value * source
+    metric: Literal["accuracy", "cosine"] = "cosine" if source is None else "accuracy"
+    return QualityReport(
+        metric=metric,
+        value=value,
+        cosine=value,
+        top1_agreement=1.0,
+        samples=samples,
+        accuracy=own,
+        source_accuracy=source,
+    )
+
+
+@pytest.mark.parametrize(
+    ("quality", "available", "generated", "reason"),
+    [
+        (
+            report(1.0, 128, 0.1333),
+            300,
+            False,
+            "accuracy 0.133, 100.0 % of FP32's 0.133, on 128 of 300 samples, holds the floor 97 %",
+        ),
+        (
+            report(0.96999, 128, 0.8),
+            128,
+            False,
+            "accuracy 0.776, 96.9 % of FP32's 0.800, on 128 samples, is below the floor 97 %",
+        ),
+        (report(0.9934, 128), 256, False, "cosine 0.9934 on 128 of 256 samples holds the floor 0.97"),
+        (report(0.96999, 128), 256, False, "cosine 0.9699 on 128 of 256 samples is below the floor 0.97"),
+        (
+            report(0.57, 16),
+            16,
+            True,
+            "cosine 0.5700 on 16 samples (generated samples) is below the floor 0.97",
+        ),
+        (report(0.98, 15), 15, False, "cosine 0.9800 on 15 samples (few samples) holds the floor 0.97"),
+    ],
+)
+def test_the_reason_says_what_was_measured_on_what(
+    quality: QualityReport, available: int, generated: bool, reason: str
+) -> None:
+    verdict = judge(
+        quality=quality, size_bytes=1, target=target(0.97), available=available, generated=generated
+    )
+    assert verdict.reason == reason
