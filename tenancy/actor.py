@@ -15,10 +15,16 @@ class Actor:
     Args:
         kind: what acts.
         name: user name, token prefix, device id or part of the system; at most 100 characters.
+        label: what people read instead of the name, where that says little.
     """
 
     kind: ActorKind
     name: str
+    label: str = ""
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"

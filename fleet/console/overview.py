@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count
+from django.db.models import Count, Exists, OuterRef
 from django.urls import reverse
+from django.utils import timezone
 
 from fleet.devices.models import Device
 from fleet.devices.selectors import class_counts, classes_of, state_counts
@@ -17,6 +19,7 @@ from models_registry.selectors import builds_of, models_of, releases_of, version
 from tenancy.models import Tenant
 
 SHOWN = 5  # of each kind
+REFUSED_SHOWN = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,12 @@ def _failed_releases(tenant: Tenant) -> list[Attention]:
 
 
 def _refused_versions(tenant: Tenant) -> list[Attention]:
-    """The newest version of a model, where it was refused: a later one settles the matter."""
+    """Of the last days; a later version of the model that is ready settles the matter."""
+    later = ModelVersion.objects.filter(
+        model=OuterRef("model"), number__gt=OuterRef("number"), state=ModelVersion.State.READY
+    )
     versions = versions_of(tenant).filter(state=ModelVersion.State.REFUSED)
-    newer = versions.exclude(model__versions__state=ModelVersion.State.READY)
+    recent = versions.filter(~Exists(later), created_at__gte=timezone.now() - REFUSED_SHOWN)
     return [
         Attention(
             "refused",
@@ -128,7 +134,7 @@ def _refused_versions(tenant: Tenant) -> list[Attention]:
             version.refusal_message,
             reverse("console:version", args=[version.pk]),
         )
-        for version in newer.order_by("-created_at")[:SHOWN]
+        for version in recent.order_by("-created_at")[:SHOWN]
     ]
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Avg, Count, Q, QuerySet
+from django.db.models import Avg, Count, Min, Q, QuerySet
 from django.utils import timezone
 
 from fleet.devices import filters, tokens
@@ -162,6 +162,12 @@ def class_counts(tenant: Tenant) -> dict[str, int]:
         .annotate(devices=Count("pk"))
     )
     return dict.fromkeys(classes_of(tenant).values_list("name", flat=True), 0) | dict(counted)
+
+
+def classes_since(tenant: Tenant) -> dict[str, datetime]:
+    """When each class was first saved, those out of use included."""
+    saved = DeviceClass.objects.filter(tenant=tenant).values_list("name")
+    return dict(saved.annotate(since=Min("created_at")))
 
 
 def state_counts(tenant: Tenant) -> dict[str, int]:

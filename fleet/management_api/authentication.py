@@ -48,7 +48,7 @@ class TokenAuthentication(BaseAuthentication):
         now = timezone.now()
         if token.last_used_at is None or now - token.last_used_at > services.USE_NOTED_EVERY:
             services.note_token_used(token=token, now=now)
-        actor = Actor(kind="token", name=token.prefix)
+        actor = Actor(kind="token", name=token.prefix, label=f"token {token.name}")
         return Principal(token.tenant, actor, frozenset(token.scopes), token.app), "token"
 
     def authenticate_header(self, request: Request) -> str:

@@ -41,6 +41,11 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
         error = exceptions.PermissionDenied()
     elif isinstance(error, RequestDataTooBig):
         return _response(_problem(413, "The body is too large", "Send less at once."))
+    elif isinstance(error, exceptions.UnsupportedMediaType):
+        detail = f"{error.detail} Send Content-Type: application/json."
+        return _response(_problem(415, "Unsupported media type", detail))
+    elif isinstance(error, exceptions.MethodNotAllowed):
+        return _response(_problem(405, "Method not allowed", str(error.detail)))
     if isinstance(error, exceptions.APIException):
         return _response(
             _problem(error.status_code, str(error.default_detail), str(error.detail)),

@@ -79,3 +79,9 @@ def test_schema_and_page_need_no_token_and_no_other_server(db: None) -> None:
         assert finders.find(address), address
     assert "script-src" not in page["Content-Security-Policy"]  # falls back to default-src 'self'
     assert "default-src 'self'" in page["Content-Security-Policy"]
+    assert "docs.js" not in text  # says that one is signed in
+
+
+def test_the_lists_of_versions_say_what_they_leave_out(schema: dict[str, Any]) -> None:
+    for path in ("/api/v1/versions", "/api/v1/models/{name}/versions"):
+        assert "state=uploading" in schema["paths"][path]["get"]["description"]

@@ -42,6 +42,8 @@ def size(value: Any) -> str:
 def ms(value: Any) -> str:
     if not known(value):
         return NOTHING
+    if 0 < value < 0.01:
+        return "<0.01 ms"
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import Any
 
@@ -14,6 +15,8 @@ from fleet.telemetry.selectors import build_latency_series, build_summary
 from models_registry import lifecycle, selectors
 from models_registry.models import Build
 from models_registry.services import builds as services
+
+SHORTEST_WINDOW_S = 3600
 
 
 @page("models", "builds:read", "telemetry:read")
@@ -61,7 +64,13 @@ def build_latency(request: ConsoleRequest, build_id: uuid.UUID) -> HttpResponse:
         {"label": "p50", "values": [point.p50_ms for point in points]},
         {"label": "p95", "values": [point.p95_ms for point in points]},
     ]
-    return JsonResponse({"at": [int(point.at.timestamp()) for point in points], "series": series})
+    at = [int(point.at.timestamp()) for point in points]
+    return JsonResponse({"at": at, "window": _window(at, int(time.time())), "series": series})
+
+
+def _window(at: list[int], now: int) -> list[int]:
+    """What the plot shows: all of the data and at least the last hour, up to now. Unix seconds."""
+    return [min([now - SHORTEST_WINDOW_S, *at]), max([now, *at])]
 
 
 @action("builds:write")

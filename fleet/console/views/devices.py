@@ -14,6 +14,7 @@ from fleet.console.paging import Page, keyset
 from fleet.devices import lifecycle, selectors, services
 from fleet.devices.errors import FilterError
 from fleet.devices.models import Device
+from fleet.rollouts.models import Assignment, Rollout
 from fleet.rollouts.selectors import assignments_of_device, why_not_yet
 from fleet.telemetry.selectors import device_samples
 
@@ -60,13 +61,29 @@ def device(request: ConsoleRequest, device_id: uuid.UUID) -> HttpResponse:
         "device": row,
         "accelerators": report.get("accelerators", []),
         "declared": selectors.declared_figures(request.tenant, row.soc),
-        "assignments": assignments,
+        "assignments": _current(assignments),
         "events": _timeline(assignments),
         "why_not_yet": why_not_yet(row),
         "sample": next(iter(device_samples(request.tenant, row.pk, limit=1)), None),
         "possible": lifecycle.possible_events(row.state),
     }
     return render(request, "console/device.html", context)
+
+
+def _current(assignments: list[Assignment]) -> list[Assignment]:
+    """Without what a newer rollout of the same model has replaced; an attempt replaces nothing."""
+
+    def rank(row: Assignment) -> tuple[bool, int]:
+        return row.rollout.state != Rollout.State.ROLLED_BACK, row.rollout.order
+
+    replaced: set[str] = set()
+    current = []
+    for row in sorted(assignments, key=rank, reverse=True):
+        if row.rollout.model_name not in replaced:
+            current.append(row)
+            if row.state == Assignment.State.ACTIVE:
+                replaced.add(row.rollout.model_name)
+    return current
 
 
 def _timeline(assignments: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import IO
 
 from django.contrib import messages
 from django.core.files.uploadedfile import UploadedFile
-from django.db.models import Count, Max
+from django.db.models import Count, Max, OuterRef, Subquery
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 
@@ -38,7 +38,12 @@ def models(request: ConsoleRequest) -> HttpResponse:
         if model is not None:
             return redirect("console:model", name=model.name)
     rows = selectors.models_of(request.tenant).prefetch_related("aliases__version")
-    rows = rows.annotate(newest=Max("versions__number"), uploads=Count("versions"))
+    newest = ModelVersion.objects.filter(model=OuterRef("pk")).order_by("-number")
+    rows = rows.annotate(
+        newest=Max("versions__number"),
+        newest_state=Subquery(newest.values("state")[:1]),
+        uploads=Count("versions"),
+    )
     context = {"page": keyset(request, rows, "name"), "form": form, "apps": apps}
     return render(request, "console/models.html", context)
 

@@ -100,9 +100,11 @@ def rollout_live(request: ConsoleRequest, rollout_id: uuid.UUID) -> HttpResponse
 
 def _live(row: Rollout) -> dict[str, Any]:
     failed = (Assignment.State.FAILED, Assignment.State.ROLLED_BACK)
+    tracks = selectors.progress(row)
     return {
         "rollout": row,
-        "tracks": selectors.progress(row),
+        "tracks": tracks,
+        "matching": sum(each.eligible for each in tracks if each.track),
         "decisions": selectors.decisions_of(row)[:20],
         "failures": selectors.assignments_of(row).filter(state__in=failed).select_related("device")[:10],
         "possible": lifecycle.possible_events(lifecycle.ROLLOUT, row.state),

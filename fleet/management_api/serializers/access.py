@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rest_framework import serializers
 
+from fleet.management_api.serializers.strict import NameField, RequestSerializer
 from tenancy.models import ApiToken, App, AuditEntry
 from tenancy.scopes import SCOPES
 
@@ -31,7 +32,9 @@ class MeSerializer(serializers.Serializer):
     scopes = serializers.ListField(child=serializers.CharField())
 
 
-class AppSerializer(serializers.ModelSerializer):
+class AppSerializer(RequestSerializer, serializers.ModelSerializer):
+    slug = NameField(max_length=63)
+
     class Meta:
         model = App
         fields = ["id", "slug", "name", "created_at"]
@@ -59,10 +62,8 @@ class TokenCreatedSerializer(TokenSerializer):
         fields = [*TokenSerializer.Meta.fields, "token"]
 
 
-class TokenRequestSerializer(serializers.Serializer):
-    app = serializers.SlugField(
-        required=False, help_text="Slug of the app; not needed when there is one app."
-    )
+class TokenRequestSerializer(RequestSerializer):
+    app = NameField(required=False, help_text="Slug of the app; not needed when there is one app.")
     name = serializers.CharField(max_length=100)
     scopes = serializers.ListField(
         child=serializers.CharField(max_length=40), help_text=f"Of {', '.join(SCOPES)}."

@@ -9,9 +9,11 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from fleet.devices.models import Device, DeviceClass, ProvisioningKey
+from fleet.management_api.serializers.strict import NamedChoiceField, NameField, RequestSerializer
 from quantize_worker.contract import PRECISIONS
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+TAG_FORMAT = 'Write a tag of at most 63 lower-case letters, digits, ".", "_" and "-".'
 
 
 class DeviceClassSerializer(serializers.ModelSerializer):
@@ -26,7 +28,7 @@ class DeviceClassSerializer(serializers.ModelSerializer):
         ]  # fmt: skip
 
 
-class DeviceClassUpdateSerializer(serializers.Serializer):
+class DeviceClassUpdateSerializer(RequestSerializer):
     """Everything but the name, which is in the address."""
 
     title = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
@@ -39,11 +41,11 @@ class DeviceClassUpdateSerializer(serializers.Serializer):
     filter = serializers.CharField(
         max_length=2000, help_text="In the filter language, e.g. `ram_mb >= 8192`."
     )
-    accelerator = serializers.ChoiceField(choices=[("cpu", "cpu"), ("gpu", "gpu"), ("npu", "npu")])
+    accelerator = NamedChoiceField(("cpu", "gpu", "npu"))
     execution_provider = serializers.CharField(max_length=64)
     emulated = serializers.BooleanField(required=False, default=False)
     precisions = serializers.ListField(
-        child=serializers.ChoiceField(choices=[(p, p) for p in PRECISIONS]),
+        child=NamedChoiceField(PRECISIONS),
         allow_empty=False,
         help_text="Those that the accelerator accepts, the preferred one first.",
     )
@@ -55,7 +57,7 @@ class DeviceClassUpdateSerializer(serializers.Serializer):
 
 
 class DeviceClassRequestSerializer(DeviceClassUpdateSerializer):
-    name = serializers.SlugField(max_length=63)
+    name = NameField(max_length=63)
 
 
 class DeviceSerializer(serializers.ModelSerializer):
@@ -149,13 +151,16 @@ class ProvisioningKeyCreatedSerializer(ProvisioningKeySerializer):
         fields = [*ProvisioningKeySerializer.Meta.fields, "key"]
 
 
-class ProvisioningKeyRequestSerializer(serializers.Serializer):
+class ProvisioningKeyRequestSerializer(RequestSerializer):
     name = serializers.CharField(max_length=100)
     accept = serializers.BooleanField(
         required=False, default=True, help_text="False: devices that join with it wait as pending."
     )
     tags = serializers.ListField(
-        child=serializers.RegexField(NAME), required=False, default=list, max_length=32
+        child=serializers.RegexField(NAME, error_messages={"invalid": TAG_FORMAT}),
+        required=False,
+        default=list,
+        max_length=32,
     )
 
 

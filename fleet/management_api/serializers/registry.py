@@ -6,6 +6,12 @@ from typing import Any
 
 from rest_framework import serializers
 
+from fleet.management_api.serializers.strict import (
+    SHA256_FORMAT,
+    NamedChoiceField,
+    NameField,
+    RequestSerializer,
+)
 from models_registry.models import (
     Alias,
     Artifact,
@@ -29,7 +35,7 @@ class AliasSerializer(serializers.ModelSerializer):
         fields = ["name", "version", "updated_at"]
 
 
-class AliasRequestSerializer(serializers.Serializer):
+class AliasRequestSerializer(RequestSerializer):
     version = serializers.IntegerField(min_value=1, help_text="Number of the version to point at.")
 
 
@@ -42,11 +48,9 @@ class ModelSerializer(serializers.ModelSerializer):
         fields = ["id", "name", "app", "description", "aliases", "created_at"]
 
 
-class ModelRequestSerializer(serializers.Serializer):
-    name = serializers.SlugField(max_length=63)
-    app = serializers.SlugField(
-        required=False, help_text="Slug of the owning app; the token's own if left out."
-    )
+class ModelRequestSerializer(RequestSerializer):
+    name = NameField(max_length=63)
+    app = NameField(required=False, help_text="Slug of the owning app; the token's own if left out.")
     description = serializers.CharField(required=False, default="", allow_blank=True, max_length=2000)
 
 
@@ -75,14 +79,18 @@ class VersionSerializer(serializers.ModelSerializer):
         ]  # fmt: skip
 
 
-class FileSpecSerializer(serializers.Serializer):
-    role = serializers.ChoiceField(choices=VersionFile.Role.choices)
+class FileSpecSerializer(RequestSerializer):
+    role = NamedChoiceField(VersionFile.Role.values)
     path = serializers.CharField(max_length=255, help_text="Relative, with forward slashes.")
     size_bytes = serializers.IntegerField(min_value=1)
-    sha256 = serializers.RegexField(SHA256, help_text="Of the file's content, 64 lower-case hex digits.")
+    sha256 = serializers.RegexField(
+        SHA256,
+        error_messages={"invalid": SHA256_FORMAT},
+        help_text="Of the file's content, 64 lower-case hex digits.",
+    )
 
 
-class VersionRequestSerializer(serializers.Serializer):
+class VersionRequestSerializer(RequestSerializer):
     files = FileSpecSerializer(many=True, allow_empty=False)
 
 
@@ -163,9 +171,9 @@ class TailoringSerializer(serializers.ModelSerializer):
         return [str(plan["recipe"]["precision"]) for plan in tailoring.candidates]
 
 
-class BuildsRequestSerializer(serializers.Serializer):
+class BuildsRequestSerializer(RequestSerializer):
     classes = serializers.ListField(
-        child=serializers.SlugField(),
+        child=NameField(),
         required=False,
         default=list,
         help_text="Names of device classes; left out or empty: all of them.",

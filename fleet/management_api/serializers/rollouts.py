@@ -7,6 +7,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from fleet.management_api.serializers.strict import RequestSerializer
 from fleet.rollouts.models import Assignment, Rollout, RolloutDecision
 from fleet.rollouts.selectors import TrackProgress
 
@@ -60,7 +61,7 @@ class RolloutDetailSerializer(RolloutSerializer):
         return TrackSerializer(self.context["progress"], many=True).data
 
 
-class RolloutRequestSerializer(serializers.Serializer):
+class RolloutRequestSerializer(RequestSerializer):
     name = serializers.CharField(max_length=100)
     release = serializers.UUIDField()
     filter = serializers.CharField(max_length=2000, required=False, default="", allow_blank=True)

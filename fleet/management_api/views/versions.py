@@ -57,6 +57,7 @@ class VersionsView(ApiView):
     @extend_schema(
         tags=["versions"],
         summary="List versions of all models",
+        description="Uploads that are not complete are left out unless asked for with `?state=uploading`.",
         parameters=[
             OpenApiParameter("model", str, description="Name of a model"),
             OpenApiParameter("state", str, enum=ModelVersion.State.values),
@@ -83,6 +84,7 @@ class ModelVersionsView(ModelScoped):
     @extend_schema(
         tags=["versions"],
         summary="List a model's versions",
+        description="Uploads that are not complete are left out; `GET /versions?state=uploading` lists them.",
         responses=serializers.VersionSerializer(many=True),
     )
     def get(self, request: Request, name: str) -> Response:

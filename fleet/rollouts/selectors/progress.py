@@ -10,12 +10,12 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from fleet.devices.models import Device
-from fleet.devices.selectors import class_counts, uuid_of
+from fleet.devices.selectors import class_counts, classes_since, uuid_of
 from fleet.errors import Missing
 from fleet.rollouts.decision import parse_policy
 from fleet.rollouts.models import Assignment, Rollout, RolloutDecision, RolloutTrack
 from fleet.rollouts.selectors.evidence import Standing, standing_of
-from models_registry.models import Build, ReleaseEntry
+from models_registry.models import Build, Release, ReleaseEntry
 from tenancy.models import Tenant
 
 
@@ -106,6 +106,7 @@ def _excluded(rollout: Rollout, on_track: set[str]) -> list[TrackProgress]:
         ReleaseEntry.objects.filter(release_id=rollout.release_id).values_list("class_name", "reason")
     )
     counts = class_counts(rollout.tenant)
+    first_saved = classes_since(rollout.tenant)
     rows = []
     for name in sorted({*reasons, *counts} - on_track):
         if name == "":
@@ -113,11 +114,21 @@ def _excluded(rollout: Rollout, on_track: set[str]) -> list[TrackProgress]:
         elif name in reasons:
             reason = reasons[name] or "The release has no build for this class."
         else:
-            reason = "The class is newer than the release. Make a new release to include it."
+            reason = _why_not_listed(rollout.release, first_saved.get(name))
         rows.append(
             TrackProgress(class_name=name, state="excluded", reason=reason, eligible=counts.get(name, 0))
         )
     return rows
+
+
+def _why_not_listed(release: Release, class_since: datetime | None) -> str:
+    """Why a release says nothing at all of a class."""
+    if class_since is not None and class_since > release.created_at:
+        return "The class is newer than the release. Request a build for it, then make a new release."
+    return (
+        f"No build of {release.version.model.name} v{release.version.number} was requested for this class: "
+        "request one, then make a new release."
+    )
 
 
 def decisions_of(rollout: Rollout) -> QuerySet[RolloutDecision]:

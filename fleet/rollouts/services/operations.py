@@ -112,7 +112,7 @@ def _start(rollout: Rollout, actor: Actor, now: datetime) -> None:
 @transaction.atomic
 def pause_rollout(*, rollout: Rollout, actor: Actor) -> Rollout:
     """Let nobody new in. Devices that run the build keep it. Raises RolloutConflict."""
-    return _change(rollout, "pause", actor, reason=f"Paused by {actor.name}.")
+    return _change(rollout, "pause", actor, reason=f"Paused by {actor.shown}.")
 
 
 def resume_rollout(*, rollout: Rollout, actor: Actor, now: datetime | None = None) -> Rollout:
@@ -156,7 +156,7 @@ def resume_track(*, track: RolloutTrack, actor: Actor, now: datetime | None = No
 
 
 def _resume_track(rollout: Rollout, track: RolloutTrack, actor: Actor, now: datetime) -> None:
-    reason = f"Resumed by {actor.name}."
+    reason = f"Resumed by {actor.shown}."
     changed = RolloutTrack.objects.filter(pk=track.pk, state=RolloutTrack.State.PAUSED).update(
         state=lifecycle.TRACK["paused", "resume"], reason=reason, group_opened_at=now, soaking_since=None
     )
@@ -187,7 +187,9 @@ def _offer_again(rollout: Rollout, class_name: str, now: datetime) -> int:
 @transaction.atomic
 def cancel_rollout(*, rollout: Rollout, actor: Actor) -> Rollout:
     """End it where it is: nobody new gets it, who runs it keeps it. Raises RolloutConflict."""
-    return _change(rollout, "cancel", actor, reason=f"Cancelled by {actor.name}.", finished_at=timezone.now())
+    return _change(
+        rollout, "cancel", actor, reason=f"Cancelled by {actor.shown}.", finished_at=timezone.now()
+    )
 
 
 @transaction.atomic
@@ -197,7 +199,7 @@ def roll_back_rollout(*, rollout: Rollout, actor: Actor) -> Rollout:
     Raises:
         RolloutConflict: ``rollout_state``.
     """
-    reason = f"Rolled back by {actor.name}."
+    reason = f"Rolled back by {actor.shown}."
     _change(rollout, "roll_back", actor, reason=reason, finished_at=timezone.now())
     rollout.tracks.update(state=RolloutTrack.State.ROLLED_BACK, reason=reason)
     return rollout
@@ -225,7 +227,7 @@ def _change(rollout: Rollout, event: str, actor: Actor, **columns: Any) -> Rollo
     if not changed:
         raise _not_possible(rollout, event)
     _audit(rollout, actor, event, before={"state": before}, after={"state": after})
-    _decided(rollout, "", event, f"{event.replace('_', ' ').capitalize()}: {actor.name}.")
+    _decided(rollout, "", event, f"{event.replace('_', ' ').capitalize()}: {actor.shown}.")
     bump_generation(rollout.tenant)
     return rollout
 

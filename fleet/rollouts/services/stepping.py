@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 
 from fleet.rollouts import lifecycle
 from fleet.rollouts.decision import Decision, Policy, decide, parse_policy
@@ -26,6 +26,8 @@ from fleet.rollouts.services.generation import bump_generation
 
 log = logging.getLogger(__name__)
 
+ALL_FINISHED = "Every class is finished."
+NOBODY_YET = "No device matched yet; devices that join later get it."
 EXPIRE_CHUNK = 500  # assignments per UPDATE
 
 
@@ -187,7 +189,8 @@ def _settle(rollout: Rollout, now: datetime) -> None:
     unfinished = [track for track in tracks if track.state in lifecycle.UNFINISHED_TRACKS]
     running = Rollout.objects.filter(pk=rollout.pk, state=Rollout.State.RUNNING)
     if not unfinished:
-        reason = "Every class is finished."
+        active = Assignment.objects.filter(rollout=rollout, state=Assignment.State.ACTIVE)
+        reason = ALL_FINISHED if active.exists() else NOBODY_YET
         running.update(state=Rollout.State.FINISHED, reason=reason, finished_at=now)
     elif all(track.state == RolloutTrack.State.PAUSED for track in unfinished):
         reason = " ".join(track.reason for track in unfinished)
@@ -228,9 +231,21 @@ class Pace:
 _pace = Pace(time.monotonic)
 
 
+def _note_first_device(rollouts: QuerySet[Rollout]) -> None:
+    """A rollout that had finished without devices has got its first one."""
+    active = Assignment.objects.filter(rollout=OuterRef("pk"), state=Assignment.State.ACTIVE)
+    waiting = rollouts.filter(state=Rollout.State.FINISHED, reason=NOBODY_YET)
+    waiting.filter(Exists(active)).update(reason=ALL_FINISHED)
+
+
 def step_touched(*, rollout_ids: Iterable[uuid.UUID], now: datetime) -> None:
     """Step rollouts right after events were stored. Never fails: the periodic step comes anyway."""
-    running = Rollout.objects.filter(pk__in=list(rollout_ids), state=Rollout.State.RUNNING)
+    touched = Rollout.objects.filter(pk__in=list(rollout_ids))
+    try:
+        _note_first_device(touched)
+    except Exception:
+        log.exception("the reason of a finished rollout could not be changed")
+    running = touched.filter(state=Rollout.State.RUNNING)
     for rollout in running.select_related("tenant"):
         try:
             _pace.run(rollout.pk, lambda rollout=rollout: step_rollout(rollout=rollout, now=now))  # type: ignore[misc]

@@ -43,7 +43,8 @@
   async function draw(element) {
     const answer = await fetch(element.dataset.plot);
     if (!answer.ok) return;
-    const { at, series } = await answer.json();
+    const { at, window: shown, series } = await answer.json();
+    const whole = (low, high) => at.length < 2 || (low <= at[0] && high >= at[at.length - 1]);
     const style = getComputedStyle(document.documentElement);
     const ink = getComputedStyle(element).color;
     const line = style.getPropertyValue("--pf-track").trim();
@@ -51,11 +52,11 @@
     const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px Inter, sans-serif" };
     const options = {
       width: element.clientWidth, height: element.clientHeight - 30, cursor: { points: { size: 6 } },
-      scales: { y: { range: (u, low, high) => [0, (high || 1) * 1.15] } },
+      scales: { x: { range: (u, low, high) => (whole(low, high) ? shown : [low, high]) }, y: { range: (u, low, high) => [0, (high || 1) * 1.15] } },
       axes: [axis, { ...axis, values: (u, ticks) => ticks.map((tick) => `${tick} ms`), size: 64 }],
       series: [{}, ...series.map((one, i) => ({
-        label: one.label, stroke: colours[i], width: 2, points: { show: at.length < 60, size: 5 },
-        value: (u, value) => (value == null ? "–" : `${value.toFixed(2)} ms`), spanGaps: true,
+        label: one.label, stroke: colours[i], width: 2, points: { show: at.length < 60, size: at.length === 1 ? 9 : 5, fill: at.length === 1 ? colours[i] : undefined },
+        value: (u, value) => (value == null ? "–" : value > 0 && value < 0.01 ? "<0.01 ms" : `${value.toFixed(2)} ms`), spanGaps: true,
       }))],
     };
     element.replaceChildren();
