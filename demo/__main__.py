@@ -264,7 +264,7 @@ def holds(result: dict[str, Any]) -> bool:
     )
 
 
-def _stop_on_term(_signal: int, _frame: FrameType | None) -> None:
+def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -278,7 +278,8 @@ def main() -> int:
         help="on the database, broker and blob store that POCKETFLEET_* variables name; default: embedded",
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop_on_term)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs ignore it
+        signal.signal(stop, _stop)
     log = Log()
     demo: Demo | None = None
     result: dict[str, Any] | None = None
@@ -300,7 +301,8 @@ def main() -> int:
         log(f"logs: {demo.control_plane.var if demo else ROOT / 'var'}")
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave a process behind
+        for stop in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave a process behind
+            signal.signal(stop, signal.SIG_IGN)
         if demo is not None:
             demo.stop()
             log("stopped; nothing is left running")

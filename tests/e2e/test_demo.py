@@ -61,12 +61,16 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_the_next_run_starts_over(tmp_pa
         )
         assert demo.stdout is not None
         awaited = ("control plane is up", "uploaded")[number]
-        seen = next((line for line in demo.stdout if awaited in line), None)
-        assert seen, f"the demo ended before it said {awaited!r}"
-        assert processes_of(str(var))
-        demo.send_signal(signal.SIGINT)
-        demo.stdout.read()
-        assert demo.wait(60) == 130
+        try:
+            seen = next((line for line in demo.stdout if awaited in line), None)
+            assert seen, f"the demo ended before it said {awaited!r}"
+            assert processes_of(str(var))
+            demo.send_signal(signal.SIGINT)
+            demo.communicate(timeout=90)
+        finally:
+            demo.terminate()
+            code = demo.wait(90)
+        assert code == 130
         assert not processes_of(str(var)), "the demo left a process behind"
 
 
