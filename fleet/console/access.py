@@ -68,38 +68,25 @@ def signed_in(view: Handler) -> Handler:
 
 def page(section: str, *scopes: str) -> Callable[[Handler], Handler]:
     """A page of ``section`` (its entry in the navigation); problems become an error page."""
-
-    def decorate(view: Handler) -> Handler:
-        @wraps(view)
-        def wrapper(request: Any, *args: Any, **kwargs: Any) -> HttpResponse:
-            request.section = section
-            try:
-                _admit(request, scopes)
-                return view(request, *args, **kwargs)
-            except ProblemError as error:
-                return problem_page(request, error)
-
-        return signed_in(require_safe(wrapper))
-
-    return decorate
+    return lambda view: signed_in(require_safe(_in_section(view, section, scopes)))
 
 
 def form_page(section: str, *scopes: str) -> Callable[[Handler], Handler]:
     """As :func:`page`, for a form that is shown by GET and sent by POST."""
+    return lambda view: signed_in(_in_section(view, section, scopes))
 
-    def decorate(view: Handler) -> Handler:
-        @wraps(view)
-        def wrapper(request: Any, *args: Any, **kwargs: Any) -> HttpResponse:
-            request.section = section
-            try:
-                _admit(request, scopes)
-                return view(request, *args, **kwargs)
-            except ProblemError as error:
-                return problem_page(request, error)
 
-        return signed_in(wrapper)
+def _in_section(view: Handler, section: str, scopes: tuple[str, ...]) -> Handler:
+    @wraps(view)
+    def wrapper(request: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        request.section = section
+        try:
+            _admit(request, scopes)
+            return view(request, *args, **kwargs)
+        except ProblemError as error:
+            return problem_page(request, error)
 
-    return decorate
+    return wrapper
 
 
 def action(*scopes: str) -> Callable[[Handler], Handler]:
