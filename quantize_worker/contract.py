@@ -1,15 +1,17 @@
 """The published contract of the quantize worker: all that servers may know of it.
 
-Requests travel on queue ``tailor``, answers by task name on queue ``control``. Every message
-carries ``attempt``; the registry ignores messages of an attempt that is not the current one.
-Files travel by digest through the blob store, never inside a message.
+Requests travel on the tailoring queues, sized to memory (:func:`queue_for`), answers by task name
+on queue ``control``. Every message carries ``attempt``; the registry ignores messages of an attempt
+that is not the current one. Files travel by digest through the blob store, never inside a message.
 
 | message | queue | task name |
 |---|---|---|
-| :class:`InspectRequest` | tailor | ``quantize_worker.inspect`` |
-| :class:`BuildRequest` | tailor | ``quantize_worker.build`` |
+| :class:`InspectRequest` | tailor.small, tailor.large | ``quantize_worker.inspect`` |
+| :class:`CandidatesRequest` | tailor.small, tailor.large | ``quantize_worker.candidates`` |
+| :class:`BuildRequest` | tailor.small, tailor.large | ``quantize_worker.build`` |
 | :class:`Progress` | control | ``models_registry.progress`` |
 | :class:`InspectResult` | control | ``models_registry.inspect_result`` |
+| :class:`CandidatesResult` | control | ``models_registry.candidates_result`` |
 | :class:`BuildResult` | control | ``models_registry.build_result`` |
 
 Each task takes one positional argument: the message as plain JSON types (:func:`to_wire`).
@@ -23,11 +25,18 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+OLDEST_CONTRACT_VERSION = 1  # a request of this version is still understood
 
-QUEUE_TAILOR = "tailor"
+QUEUE_TAILOR = "tailor"  # of contract 1; still consumed, nothing is sent there any more
+QUEUE_TAILOR_SMALL = "tailor.small"
+QUEUE_TAILOR_LARGE = "tailor.large"
+TAILOR_QUEUES = (QUEUE_TAILOR, QUEUE_TAILOR_SMALL, QUEUE_TAILOR_LARGE)
+LARGE_SOURCE_BYTES = 1 << 30  # from here on a job belongs on a machine with much memory
 QUEUE_CONTROL = "control"
 TASK_INSPECT = "quantize_worker.inspect"
+TASK_CANDIDATES = "quantize_worker.candidates"
+TASK_CANDIDATES_RESULT = "models_registry.candidates_result"
 TASK_BUILD = "quantize_worker.build"
 TASK_PROGRESS = "models_registry.progress"
 TASK_INSPECT_RESULT = "models_registry.inspect_result"
@@ -39,8 +48,18 @@ LEASE_S = float(os.environ.get("POCKETFLEET_LEASE_S") or 120.0)
 HEARTBEAT_S = float(os.environ.get("POCKETFLEET_HEARTBEAT_S") or 15.0)
 TIME_LIMIT_S = 1500.0  # wall-clock kill of one job: under RabbitMQ's 30-minute consumer timeout
 
-Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-qdq", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-dynamic", "int8-qdq", "int4")
+# What a class accepts. Every Format (quantize_worker.formats) belongs to one of them.
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-qdq", "int8-qdq16", "int4"]
+PRECISIONS: tuple[Precision, ...] = (
+    "fp32",
+    "fp16",
+    "int8",  # weights in blocks of 8 bits, activations in floating point
+    "int8-dynamic",  # activations rounded to 8 bits while running
+    "int8-qdq",  # static: weights and activations in 8 bits
+    "int8-qdq16",  # static: weights in 8 bits, activations in 16
+    "int4",
+)
+Objective = Literal["size", "latency", "quality"]
 AcceleratorKind = Literal["cpu", "gpu", "npu"]
 
 RefusalCode = Literal[
@@ -55,6 +74,12 @@ RefusalCode = Literal[
     "invalid_samples",  # a set is not a valid .npz, or it or what FP32 makes of it is not finite
     "wrong_input_names",  # a set's arrays do not match the model's inputs
     "wrong_sample_shape",
+    # from contract 2 on
+    "unknown_opset",  # newer than the worker's tools, or of a domain they do not know
+    "non_finite_weights",  # NaN or infinity in a weight; the message names it
+    "non_finite_outputs",  # FP32 itself makes NaN or infinity of the samples
+    "wrong_labels",  # labels of the wrong length or kind
+    "unsupported_architecture",  # safetensors of a network the exporter does not know
 ]
 
 
@@ -66,7 +91,11 @@ class Blob(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class SourceFile(msgspec.Struct, kw_only=True, frozen=True):
-    """An uploaded file. ``path`` is relative to the upload; the first ``.onnx`` is the graph."""
+    """An uploaded file. ``path`` is relative to the upload.
+
+    The first ``.onnx`` is the graph; without one, ``config.json`` with ``.safetensors`` beside it is
+    exported.
+    """
 
     path: str
     sha256: str
@@ -89,14 +118,95 @@ class TensorSpec(msgspec.Struct, kw_only=True, frozen=True):
     shape: list[int | str]
 
 
+class FormatFacts(msgspec.Struct, kw_only=True, frozen=True):
+    """What it costs to store and run one layer in one format.
+
+    ``size_bytes`` is exact: all initializers that the format writes for the layer. ``error`` is the
+    mean squared error of the layer's output over its mean square, on calibration data, of rounding
+    the weights and, where the format does, the activations. ``loss`` is the loss of quality
+    (1 - cosine of the model's main output) predicted if only this layer takes the format.
+    ``memory_bytes`` is resident while the model is loaded, packed as the kernel wants it.
+    """
+
+    size_bytes: int
+    memory_bytes: int
+    error: float
+    loss: float
+
+
 class LayerFacts(msgspec.Struct, kw_only=True, frozen=True):
-    """A layer with weights. ``sensitivity`` is the relative squared weight error per precision."""
+    """A layer with weights.
+
+    ``name`` is its node's first output in the *prepared* model. ``sensitivity`` is the relative
+    squared weight error per precision (contract 1; empty now). ``formats`` lists every format the
+    layer can take, "fp32" always among them. ``reason`` says why it can take no other.
+    """
 
     name: str
     operator: str
     parameters: int
     quantizable: bool
-    sensitivity: dict[str, float]
+    sensitivity: dict[str, float] = {}
+    weight: str = ""  # initializer; layers that share one have the same
+    shape: list[int] = []  # of the weight as stored
+    rows: float = 0.0  # mean rows that multiply the weight in one sample (tokens; pixels of a Conv)
+    formats: dict[str, FormatFacts] = {}
+    reason: str = ""
+
+
+class ProductFacts(msgspec.Struct, kw_only=True, frozen=True):
+    """Products of two activations (attention), which static formats may round as well.
+
+    ``multiplies`` counts multiply-accumulates of all of them per sample. ``loss`` is predicted per
+    static format ("int8-qdq", "int8-qdq16") when all take it.
+    """
+
+    names: list[str] = []
+    multiplies: float = 0.0
+    loss: dict[str, float] = {}
+
+
+class OperatorCost(msgspec.Struct, kw_only=True, frozen=True):
+    """Measured on the inspecting worker: one layer's operator in one format, one thread.
+
+    ``shape`` is (in, out) for matrices. ``rows`` is the phase: the rows of a sample (encoder or
+    prefill), and 1 (decoding a token).
+    """
+
+    operator: str
+    shape: list[int]
+    format: str
+    rows: int
+    provider: str
+    latency_ms: float
+
+
+class Interaction(msgspec.Struct, kw_only=True, frozen=True):
+    """How the sum of single losses turns into the loss of the whole: ``factor * sum ** power``.
+
+    Fitted per precision on whole assembled models measured on calibration data (``points`` of
+    [sum, measured]). Without points: 1 and 1.
+    """
+
+    factor: float = 1.0
+    power: float = 1.0
+    points: list[tuple[float, float]] = []
+
+
+class KeptNode(msgspec.Struct, kw_only=True, frozen=True):
+    """A node with weights that stays as it is, and why."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+class WorkerSpeed(msgspec.Struct, kw_only=True, frozen=True):
+    """One thread of the machine, as the agent's micro-benchmarks measure devices too; 0: unknown."""
+
+    fp32_gflops: float = 0.0
+    int8_gops: float = 0.0
+    memory_gb_s: float = 0.0
 
 
 class ModelFacts(msgspec.Struct, kw_only=True):
@@ -127,6 +237,35 @@ class ModelFacts(msgspec.Struct, kw_only=True):
     memory_bytes: int
     tool_versions: dict[str, str]
     measured_samples: int = 0
+    # from contract 2 on
+    analysis: list[Blob] = []  # indexes (AnalysisIndex as JSON) of what later jobs reuse
+    other_bytes: int = 0  # of the prepared model in FP32: graph and initializers of no layer
+    products: ProductFacts = ProductFacts()
+    costs: list[OperatorCost] = []
+    interaction: dict[str, Interaction] = {}  # by precision
+    accuracy_loss: float = 0.0  # share of labels lost per unit of loss, fitted; 0: unknown
+    speed: WorkerSpeed = WorkerSpeed()
+    kept: list[KeptNode] = []
+    prepared: list[str] = []  # what preparing the model did, in words
+
+
+class AnalysisFile(msgspec.Struct, kw_only=True, frozen=True):
+    """A file of an analysis. ``path`` is relative to the job's ``analysis`` folder.
+
+    ``layer`` and ``format`` are set for candidates: builds fetch those of their recipe only.
+    """
+
+    path: str
+    sha256: str
+    size_bytes: int
+    layer: str = ""
+    format: str = ""
+
+
+class AnalysisIndex(msgspec.Struct, kw_only=True):
+    """All files that an inspection, or a batch of candidates, has left for later jobs."""
+
+    files: list[AnalysisFile]
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
@@ -147,21 +286,59 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
     storage_bytes: int
     quality_floor: float
     latency_ms: float | None = None
-    energy_mwh: float | None = None
+    energy_mwh: float | None = None  # per inference
+    objective: Objective = "size"  # smallest or fastest over the floor, or best within the budgets
+    speed: WorkerSpeed = WorkerSpeed()  # median of what the class's devices have measured
+    active_power_mw: float | None = None  # of the accelerator at work, declared
 
 
 class Recipe(msgspec.Struct, kw_only=True, frozen=True):
     """How to make the artifact; equal recipes of one version share one Build.
 
-    ``layers`` names layers whose precision differs from ``precision``.
+    ``layers`` gives every layer that is not in FP32 its format (contract 1: those that differ from
+    ``precision``). ``precision`` is the one most weights are in. Whole-model FP32 and FP16 have
+    no ``layers``. ``products`` is the static format of products of two activations, or "".
+    ``learned`` asks for learned rounding (the ``qat`` step).
     """
 
     precision: Precision
     accelerator: AcceleratorKind
     execution_provider: str
     emulated: bool
-    block_size: int | None = None
-    layers: dict[str, Precision] = {}
+    block_size: int | None = None  # contract 1
+    layers: dict[str, str] = {}
+    products: str = ""
+    learned: bool = False
+
+
+class LayerChoice(msgspec.Struct, kw_only=True, frozen=True):
+    """Why one layer got its format."""
+
+    layer: str
+    operator: str
+    format: str
+    size_bytes: int
+    loss: float
+    reason: str
+
+
+class ParetoPoint(msgspec.Struct, kw_only=True, frozen=True):
+    """The best that can be had at a size, for one class."""
+
+    size_bytes: int
+    memory_bytes: int
+    latency_ms: float
+    quality: float
+    formats: dict[str, float]  # share of weights per format
+
+
+class MeasuredBuild(msgspec.Struct, kw_only=True, frozen=True):
+    """A build that has been measured, for correcting predictions."""
+
+    recipe: Recipe
+    quality: float  # as QualityReport.value
+    cosine: float
+    latency_ms: float | None = None  # reported by devices of the class, where they have
 
 
 class TailorPlan(msgspec.Struct, kw_only=True, frozen=True):
@@ -173,6 +350,10 @@ class TailorPlan(msgspec.Struct, kw_only=True, frozen=True):
     predicted_latency_ms: float
     predicted_quality: float
     reasons: list[str]
+    predicted_cosine: float = 1.0
+    predicted_energy_mwh: float = 0.0  # an estimate from bytes moved and operations
+    choices: list[LayerChoice] = []
+    bound: str = ""  # what kept it from being better: "floor", "storage", "memory", "latency", "energy", ""
 
 
 class BuildRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -181,6 +362,7 @@ class BuildRequest(msgspec.Struct, kw_only=True, frozen=True):
     source: Source
     recipe: Recipe
     facts: ModelFacts
+    floors: list[float] = []  # of the classes that wait for it; the gate may stop early past all of them
     contract: int = CONTRACT_VERSION
 
 
@@ -195,7 +377,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     """``subject`` is a build or a version; ``share`` of the whole job done, in [0, 1]."""
 
     subject: str
-    subject_kind: Literal["build", "version"]
+    subject_kind: Literal["build", "version", "batch"]
     attempt: int
     step: str
     share: float
@@ -203,12 +385,41 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class InspectResult(msgspec.Struct, kw_only=True, frozen=True):
-    """``refused``: the model is at fault (code, message). ``failed``: our system is."""
+    """``refused``: the model is at fault (code, message). ``failed``: our system is.
+
+    ``batches`` names the layers whose candidates are still to be made, a batch per task; the facts
+    are complete when all have answered. A small model has none: it is done at once.
+    """
 
     version: str
     attempt: int
     status: Literal["ready", "refused", "failed"]
     facts: ModelFacts | None = None
+    batches: list[list[str]] = []
+    code: str = ""
+    message: str = ""
+
+
+class CandidatesRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """Make and weigh the candidates of some layers. ``subject`` of its progress is ``batch``."""
+
+    version: str
+    batch: str
+    attempt: int
+    source: Source
+    facts: ModelFacts
+    layers: list[str]
+    contract: int = CONTRACT_VERSION
+
+
+class CandidatesResult(msgspec.Struct, kw_only=True, frozen=True):
+    """``layers`` replace those of the same name in the facts; ``analysis`` joins the facts' list."""
+
+    batch: str
+    attempt: int
+    status: Literal["ready", "failed", "cancelled"]
+    layers: list[LayerFacts] = []
+    analysis: Blob | None = None
     code: str = ""
     message: str = ""
 
@@ -243,6 +454,9 @@ class QualityReport(msgspec.Struct, kw_only=True, frozen=True):
     samples: int
     accuracy: float | None = None
     source_accuracy: float | None = None
+    # from contract 2 on: the gate may stop early
+    confidence: float | None = None  # that ``value`` is on its side of the floor; None: no early stop
+    interval: tuple[float, float] | None = None  # time-uniform, at that confidence
 
 
 class ArtifactDescription(msgspec.Struct, kw_only=True, frozen=True):
@@ -254,7 +468,7 @@ class ArtifactDescription(msgspec.Struct, kw_only=True, frozen=True):
     size_bytes: int
     download_bytes: int
     memory_bytes: int
-    latency_p50_ms: float
+    latency_p50_ms: float  # 0: not measured (models too large to run at full speed beside others)
     provider: str  # execution provider that really ran it in the worker
     minimum_runtime: str
     tool_versions: dict[str, str]
@@ -310,6 +524,12 @@ def cancel_key(subject: str, attempt: int) -> str:
     return f"cancel/{subject}/{attempt}"
 
 
+def queue_for(source: Source) -> str:
+    """The tailoring queue for jobs on this source, by its size."""
+    size = sum(file.size_bytes for file in source.files)
+    return QUEUE_TAILOR_LARGE if size >= LARGE_SOURCE_BYTES else QUEUE_TAILOR_SMALL
+
+
 def celery_settings(broker_url: str, broker_folder: str) -> dict[str, Any]:
     """Celery settings that both services must share, safe on either broker.
 
@@ -338,7 +558,7 @@ def celery_settings(broker_url: str, broker_folder: str) -> dict[str, Any]:
         "broker_url": broker_url,
         "broker_transport_options": transport,
         "broker_connection_retry_on_startup": True,
-        "task_queues": [Queue(name, queue_arguments=arguments) for name in (QUEUE_TAILOR, QUEUE_CONTROL)],
+        "task_queues": [Queue(name, queue_arguments=arguments) for name in (*TAILOR_QUEUES, QUEUE_CONTROL)],
         "task_default_queue": QUEUE_CONTROL,
         "task_default_queue_type": "quorum" if amqp else "classic",
         "worker_detect_quorum_queues": amqp,
