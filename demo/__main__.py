@@ -155,12 +155,11 @@ class Demo:
         def tell(page: dict[str, Any]) -> None:
             for row in page["results"]:
                 for entry in row["history"]:
-                    told_now = (row["class_name"], str(entry.get("precision")), str(entry.get("outcome")))
-                    if told_now not in told:
+                    what = str(entry.get("description") or entry["precision"])
+                    told_now = (row["class_name"], what, str(entry["outcome"]))
+                    if entry["build"] and told_now not in told:
                         told.add(told_now)
-                        self._log(
-                            f"  {row['class_name']:<14} {entry.get('precision', ''):<13} {entry.get('outcome', '')}"
-                        )
+                        self._log(f"  {row['class_name']:<14} {entry['outcome']:<9} {what}")
 
         page = client.wait(
             f"/versions/{version}/tailorings",
@@ -244,6 +243,7 @@ class Demo:
                 Row(
                     class_name=track["class_name"],
                     precision=build["precision"],
+                    description=build["description"],
                     size_bytes=build["size_bytes"],
                     quality=build["quality"]["value"],
                     latency_p50_ms=statistics.median(latencies),

@@ -1,5 +1,9 @@
 """The four device classes of the demo, as the REST API takes them.
 
+Each asks for something else, so that the planner has to weigh: an NPU that takes static INT8 only,
+with activations of 8 bits or, where they lose too much, 16; a GPU for FP16; a CPU that is to be
+fast; and a small phone that is to get the smallest build that is still good.
+
 Their accelerators are emulated: the CPU execution provider stands in for NPU and GPU, each class
 says so, and every page and table that shows them says it too.
 """
@@ -19,7 +23,7 @@ CLASSES: list[dict[str, Any]] = [
         "accelerator": "npu",
         "execution_provider": "CPUExecutionProvider",
         "emulated": True,
-        "precisions": ["int8-qdq"],
+        "precisions": ["int8-qdq", "int8-qdq16"],
         "memory_bytes": 1024 * MIB,
         "storage_bytes": 256 * MIB,
         "quality_floor": 0.97,
@@ -45,7 +49,8 @@ CLASSES: list[dict[str, Any]] = [
         "accelerator": "cpu",
         "execution_provider": "CPUExecutionProvider",
         "emulated": True,
-        "precisions": ["int8-dynamic", "fp32"],
+        "precisions": ["int8-dynamic", "int8", "fp32"],
+        "objective": "latency",
         "memory_bytes": 512 * MIB,
         "storage_bytes": 128 * MIB,
         "quality_floor": 0.97,
@@ -58,7 +63,8 @@ CLASSES: list[dict[str, Any]] = [
         "accelerator": "cpu",
         "execution_provider": "CPUExecutionProvider",
         "emulated": True,
-        "precisions": ["int4", "int8-dynamic"],
+        "precisions": ["int4", "int8"],
+        "objective": "size",
         "memory_bytes": 256 * MIB,
         "storage_bytes": 48 * MIB,
         "quality_floor": 0.95,

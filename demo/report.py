@@ -27,6 +27,7 @@ class Row:
 
     class_name: str
     precision: str
+    description: str  # the mix of precisions in words
     size_bytes: int
     quality: float
     latency_p50_ms: float
@@ -37,6 +38,7 @@ class Row:
         return {
             "class": self.class_name,
             "precision": self.precision,
+            "build": self.description,
             "size_bytes": self.size_bytes,
             "quality": round(self.quality, 4),
             "latency_p50_ms": round(self.latency_p50_ms, 2),
@@ -46,12 +48,12 @@ class Row:
 def table(rows: list[Row], source_bytes: int) -> str:
     """The closing table as text."""
     lines = [
-        f"{'class':<14}{'precision':<14}{'size':>10}{'of FP32':>9}{'quality':>9}{'p50 latency':>13}{'devices':>9}  state",
-        "-" * 88,
+        f"{'class':<14}{'build':<34}{'size':>9}{'of FP32':>9}{'quality':>9}{'p50 latency':>13}{'devices':>9}  state",
+        "-" * 107,
     ]
     for row in rows:
         lines.append(
-            f"{row.class_name:<14}{row.precision:<14}{row.size_bytes / 1e6:>7.1f} MB"
+            f"{row.class_name:<14}{row.description[:33]:<34}{row.size_bytes / 1e6:>6.1f} MB"
             f"{row.size_bytes / source_bytes:>8.0%} {row.quality:>8.4f}{row.latency_p50_ms:>10.1f} ms"
             f"{row.devices:>9}  {row.state}"
         )

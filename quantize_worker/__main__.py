@@ -1,24 +1,24 @@
-"""``python -m quantize_worker <work folder> <parent's process id>``: one job inside the sandbox."""
+"""``python -m quantize_worker``: ``tailor`` for people; ``child``, what the sandbox starts.
+
+Each imports its own modules only: who tailors never loads ONNX Runtime, and the child, which does,
+no command line.
+"""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-import msgspec
-
-from quantize_worker.pipeline import main
-from quantize_worker.steps import confinement
-from quantize_worker.steps.exchange import REQUEST_FILE, Job
+from collections.abc import Sequence
 
 
-def start(folder: Path, parent: int | None) -> None:
-    """Confine this process, then run the job in ``folder``."""
-    confinement.die_with_parent(parent)
-    job = msgspec.json.decode((folder / REQUEST_FILE).read_bytes(), type=Job)
-    confinement.apply(job.limits)
-    main(folder, job)
+def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["child"]:
+        from quantize_worker import child
+
+        return child.main(arguments[1:])
+    from quantize_worker import cli
+
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":
-    start(Path(sys.argv[1]), int(sys.argv[2]) or None)
+    sys.exit(main(sys.argv[1:]))

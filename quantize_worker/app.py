@@ -1,6 +1,6 @@
 """The worker's Celery application and its settings, from the environment alone.
 
-Start it with ``python -m celery -A quantize_worker.app worker -Q tailor --pool threads
+Start it with ``python -m celery -A quantize_worker.app worker -Q tailor,tailor.small,tailor.large --pool threads
 --concurrency 1``: the main thread keeps the broker's heartbeat while a job runs.
 """
 
@@ -10,7 +10,6 @@ import functools
 import os
 from pathlib import Path
 
-import psutil
 from celery import Celery
 
 from blobstore import BlobStore, open_store
@@ -20,9 +19,6 @@ from quantize_worker.sandbox import Sandbox, find_bubblewrap
 # Inherited by every child: ONNX Runtime reads it when its process starts. This process itself
 # never imports ONNX Runtime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-MEMORY_SHARE = 0.75  # of the machine's memory, for one job
-MINIMUM_MEMORY_BYTES = 4 << 30  # of address space, which is more than what is resident
 
 
 def state_folder() -> Path:
@@ -36,16 +32,6 @@ def broker_url() -> str:
 
 def broker_folder() -> str:
     return _read("POCKETFLEET_BROKER_FOLDER", str(state_folder() / "broker"))
-
-
-def job_memory_bytes() -> int:
-    """``POCKETFLEET_JOB_MEMORY_BYTES``: what one job may use; by default 75 % of the machine's."""
-    text = _read("POCKETFLEET_JOB_MEMORY_BYTES", "")
-    if not text:
-        return max(MINIMUM_MEMORY_BYTES, int(psutil.virtual_memory().total * MEMORY_SHARE))
-    if not text.isdigit():
-        raise ValueError(f"POCKETFLEET_JOB_MEMORY_BYTES={text!r} is not a whole number of bytes")
-    return int(text)
 
 
 @functools.cache

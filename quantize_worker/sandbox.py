@@ -31,7 +31,7 @@ from quantize_worker.errors import (
     SandboxOutOfMemory,
     SandboxTimeout,
 )
-from quantize_worker.steps.confinement import Limits
+from quantize_worker.steps.confinement import Limits, anonymous_bytes
 from quantize_worker.steps.exchange import REQUEST_FILE, RESULT_FILE, Job, Outcome, Step
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Sandbox:
 
     def _command(self, folder: Path) -> list[str]:
         parent = "0" if self._bubblewrap else str(os.getpid())  # bubblewrap has its own --die-with-parent
-        command = [sys.executable, "-m", "quantize_worker", str(folder), parent]
+        command = [sys.executable, "-m", "quantize_worker", "child", str(folder), parent]
         return [*self.confinement(folder), *command] if self._bubblewrap else command
 
     def confinement(self, folder: Path) -> list[str]:
@@ -181,6 +181,8 @@ def _follow(
             silent = limits.silence_s is not None and now - heard > limits.silence_s
             if now - started > limits.wall_s or silent:
                 raise SandboxTimeout(f"The job was stopped after {now - started:.0f} s.")
+            if anonymous_bytes(child.pid) > limits.memory_bytes:
+                raise SandboxOutOfMemory("The job was stopped; it needs more memory than it may use.")
             if not selector.select(POLL_S):
                 continue
             data = os.read(child.stdout.fileno(), 1 << 16)

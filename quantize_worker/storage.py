@@ -14,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -21,6 +22,8 @@ import zstandard
 
 from blobstore import BlobError, BlobMissing, BlobStore
 from quantize_worker.contract import (
+    AnalysisFile,
+    AnalysisIndex,
     ArtifactChunk,
     ArtifactFile,
     Blob,
@@ -32,7 +35,8 @@ from quantize_worker.contract import (
 )
 from quantize_worker.errors import ModelRefused, SandboxFailed
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+COPY_BYTES = 4 << 20
 
 
 @contextmanager
@@ -108,12 +112,87 @@ def store_chunks(store: BlobStore, files: Iterable[ArtifactFile], folder: Path) 
             store.put_bytes(content, key=key)
 
 
+def store_analysis(store: BlobStore, files: Iterable[AnalysisFile], folder: Path) -> None:
+    """Upload files of an analysis from the child's folder, those that are not there yet.
+
+    Raises:
+        SandboxFailed: if one is not what the child said.
+        BlobError: if the store fails.
+    """
+    for file in files:
+        key = blob_key(file.sha256)
+        if store.size(key) == file.size_bytes:
+            continue
+        path = _within(folder, file.path)
+        if not path.parent.resolve().is_relative_to(folder.resolve()):
+            raise SandboxFailed("A file of the child's analysis lies elsewhere.")
+        with _plain_file(path, file.size_bytes) as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                raise SandboxFailed("A file of the child's analysis is not what it declared.")
+            content.seek(0)
+            stored, _ = store.put_stream(iter(lambda: content.read(COPY_BYTES), b""), key=key)
+        if stored != file.sha256:  # changed between the two readings
+            store.delete(key)
+            raise SandboxFailed("A file of the child's analysis is not what it declared.")
+
+
+def write_index(store: BlobStore, files: list[AnalysisFile]) -> Blob:
+    """Store the index of an analysis whose files are stored."""
+    body = msgspec.json.encode(AnalysisIndex(files=sorted(files, key=lambda file: file.path)))
+    sha256 = hashlib.sha256(body).hexdigest()
+    store.put_bytes(body, key=blob_key(sha256))
+    return Blob(sha256=sha256, size_bytes=len(body))
+
+
+def fetch_analysis(store: BlobStore, indexes: Iterable[Blob], recipe: Recipe | None, folder: Path) -> None:
+    """Write the files of an analysis under ``folder``; of the candidates those of the recipe.
+
+    Raises:
+        BlobError: if a blob is missing or damaged.
+    """
+    for index in indexes:
+        body = store.get_bytes(blob_key(index.sha256))
+        if hashlib.sha256(body).hexdigest() != index.sha256:
+            raise BlobMissing(index.sha256)
+        for file in msgspec.json.decode(body, type=AnalysisIndex).files:
+            if not file.layer or (recipe is not None and recipe.layers.get(file.layer) == file.format):
+                store.fetch(blob_key(file.sha256), _within(folder, file.path), sha256=file.sha256)
+
+
 def is_cancelled(store: BlobStore, subject: str, attempt: int) -> bool:
     """Whether this attempt is asked to stop. An unreachable store is no request."""
     try:
         return store.exists(cancel_key(subject, attempt))
     except BlobError:
         return False
+
+
+class Stages(msgspec.Struct, kw_only=True):
+    """Stages of an analysis that are done, with their files, for a successor."""
+
+    stages: list[str] = []
+    files: list[AnalysisFile] = []
+
+
+def stages_key(source: Source, layers: list[str], tools: dict[str, str]) -> str:
+    """Where the finished stages of such an analysis are noted; other tool versions do not share it."""
+    return f"checkpoints/{digest([msgspec.to_builtins(source), layers, tools, CHECKPOINT_FORMAT])}.json"
+
+
+def write_stages(store: BlobStore, key: str, stages: Stages) -> None:
+    store.put_bytes(msgspec.json.encode(stages), key=key)
+
+
+def resume_stages(store: BlobStore, key: str, folder: Path) -> Stages:
+    """Restore the stages that an earlier attempt has finished; none if they are not there whole."""
+    try:
+        found = msgspec.json.decode(store.get_bytes(key), type=Stages)
+        for file in found.files:
+            store.fetch(blob_key(file.sha256), _within(folder, file.path), sha256=file.sha256)
+    except (BlobError, msgspec.MsgspecError, ModelRefused):
+        shutil.rmtree(folder, ignore_errors=True)
+        return Stages()
+    return found
 
 
 def checkpoint_key(source: Source, recipe: Recipe, tools: dict[str, str]) -> str:
@@ -169,15 +248,31 @@ def _within(folder: Path, path: str) -> Path:
     return folder.joinpath(*parts)
 
 
+def plain_files(folder: Path) -> list[Path]:
+    """Plain files of a folder that a child has written.
+
+    Raises:
+        SandboxFailed: if the folder is a link, or holds anything else.
+    """
+    found = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    if not found or not all(stat.S_ISREG(path.lstat().st_mode) for path in found):
+        raise SandboxFailed("The child left something else than the files of a build.")
+    return found
+
+
 def _plain_content(path: Path, size: int) -> bytes:
-    """Content of a plain file of exactly this size; links and devices are not followed."""
+    with _plain_file(path, size) as file:
+        return file.read(size)
+
+
+def _plain_file(path: Path, size: int) -> BufferedReader:
+    """A plain file of exactly this size; links and devices are not followed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise SandboxFailed("A chunk that the child declared is not there.") from error
+        raise SandboxFailed("A file that the child declared is not there.") from error
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_size != size:
         os.close(descriptor)
-        raise SandboxFailed("A chunk that the child declared is not a plain file of its size.")
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(size)
+        raise SandboxFailed("A file that the child declared is not a plain file of its size.")
+    return os.fdopen(descriptor, "rb")

@@ -47,11 +47,16 @@ def all_finite(outputs: Outputs) -> bool:
 
 
 def accuracy(outputs: Outputs, labels: Array) -> float:
-    """Share of samples whose best class is the label's."""
+    """Share of samples (or of their rows or steps) whose best class is the label's."""
     name = main_output(outputs)
-    guesses = np.concatenate([np.atleast_1d(_best_classes(sample[name])) for sample in outputs])
-    count = min(len(guesses), len(labels))
-    return float(np.mean(guesses[:count] == labels[:count])) if count else 0.0
+    return share_correct(np.concatenate([best_classes(sample[name]) for sample in outputs]), labels)
+
+
+def share_correct(guesses: Array, labels: Array) -> float:
+    """Share of guesses that are the label's; where one side has fewer, the rest is left out."""
+    wanted = labels.reshape(-1)
+    count = min(len(guesses), len(wanted))
+    return float(np.mean(guesses[:count] == wanted[:count])) if count else 0.0
 
 
 def quality(reference: Outputs, candidate: Outputs, labels: Array | None) -> QualityReport:
@@ -106,8 +111,15 @@ def _mean_cosine(pairs: list[tuple[Array, Array]]) -> float:
     return float(np.mean([cosine(left, right) for left, right in pairs]))
 
 
-def _best_classes(output: Array) -> Array:
-    """Best class along the last axis; a single score per row means class 1 from ½ up."""
+def best_classes(output: Array) -> Array:
+    """Best class along the last axis, flat; a single score per row means class 1 from ½ up.
+
+    Whole numbers are classes already. What is not finite has no best class: -1, which no label is.
+    """
+    if output.dtype.kind in "iub":
+        return output.ravel().astype(np.int64)
+    if output.dtype.kind == "f" and not np.isfinite(output).all():
+        return np.full(max(1, output.size // (output.shape[-1] if output.ndim > 1 else 1)), -1, np.int64)
     if output.ndim and output.shape[-1] > 1 and output.ndim > 1:
         return np.asarray(output.argmax(axis=-1)).ravel()
     return (output.astype(np.float64).ravel() >= 0.5).astype(np.int64)
@@ -120,7 +132,7 @@ def _top1_agreement(pairs: list[tuple[Array, Array]], *, classifier: bool) -> fl
         if _is_embedding(left):
             return float(np.mean(_nearest(left) == _nearest(right)))
     agreements = [
-        np.mean(_best_classes(left) == _best_classes(right))
+        np.mean(best_classes(left) == best_classes(right))
         for left, right in pairs
         if left.shape == right.shape
     ]

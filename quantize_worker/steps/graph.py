@@ -1,77 +1,128 @@
-"""An ONNX graph being rewritten: constants as NumPy arrays, nodes replaced in place."""
+"""An ONNX graph being rewritten: constants as NumPy arrays, nodes replaced in place, weights lazy."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-Array = NDArray[Any]
+from quantize_worker.steps import tensors
+from quantize_worker.steps.datafile import DATA_FILE, GRAPH_FILE, INLINE_BYTES, DataFile, write_file
+from quantize_worker.steps.links import Links
+from quantize_worker.steps.skeleton import read_skeleton
+from quantize_worker.steps.tensors import Array, Folder
+
 DEFAULT_DOMAINS = ("", "ai.onnx")
 CONTRIB_DOMAIN = "com.microsoft"
-FLOAT_TYPES = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
+MINIMUM_IR_VERSION = 4  # the first in which an initializer need not be an input
+_CONSTANT_TYPES: dict[str, type[np.generic]] = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
 }
+FLOAT_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 class Graph:
     """The top-level graph of a model.
 
-    Nodes of subgraphs (``If``, ``Loop``) are carried along unchanged.
+    Nodes of subgraphs (``If``, ``Loop``) are carried along unchanged. Weights that lie in files are
+    mapped, never read whole; :meth:`write` streams them.
+
+    Args:
+        model: its initializers may be external.
+        folder: where its external data lies.
+        own: the name of the graph's own file, if weights are left in it.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: Path | None = None, *, own: str = "") -> None:
         self.model = model
-        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
-        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._lift_constants()
+        self._files = Folder(folder, own)
+        self._stored: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._added: dict[str, Array] = {}
+        self._slots = [[node] for node in self._without_constants(model.graph.node)]
+        self._slot_of = {id(node): slot for slot in self._slots for node in slot}
+        self._nodes: list[onnx.NodeProto] | None = None
         self._taken_names = set(_names(model.graph))
 
     @classmethod
     def read(cls, path: Path) -> Graph:
-        """Read a model with its external data, which :mod:`quantize_worker.steps.intake` has checked."""
-        return cls(onnx.load(path, load_external_data=True))
+        """Read a model, not its weights; :mod:`quantize_worker.steps.intake` has checked where they lie."""
+        return cls(read_skeleton(path), path.parent, own=path.name)
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """All nodes in order; a new list after a replacement, so don't change it."""
+        if self._nodes is None:
+            self._nodes = [node for slot in self._slots for node in slot]
+        return self._nodes
 
     @property
     def opset(self) -> int:
         versions = [o.version for o in self.model.opset_import if o.domain in DEFAULT_DOMAINS]
         return int(versions[0]) if versions else 1
 
+    def constants(self) -> list[str]:
+        """Names of all initializers (and of top-level ``Constant`` nodes, which are read as such)."""
+        return [*self._stored, *self._added]
+
+    def is_constant(self, name: str) -> bool:
+        return name in self._stored or name in self._added
+
     def constant(self, name: str) -> Array | None:
-        """The value of an initializer (or of a ``Constant`` node), None for anything else."""
-        tensor = self._initializers.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        """The value of an initializer (or of a ``Constant`` node), None for anything else.
+
+        It is read-only; where the weight is external, it is a view on the mapped file.
+        """
+        if name in self._added:
+            return self._added[name]
+        tensor = self._stored.get(name)
+        return None if tensor is None else self._files.value(tensor)
+
+    def data_type(self, name: str) -> int:
+        """ONNX element type of an initializer, ``UNDEFINED`` for anything else."""
+        if name in self._added:
+            return tensors.data_type_of(self._added[name])
+        tensor = self._stored.get(name)
+        return TensorProto.UNDEFINED if tensor is None else int(tensor.data_type)
 
     def is_float32(self, name: str) -> bool:
-        tensor = self._initializers.get(name)
-        return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT
+        return bool(self.data_type(name) == TensorProto.FLOAT)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an initializer, without converting it."""
-        return tuple(self._initializers[name].dims)
+        return self._added[name].shape if name in self._added else tuple(self._stored[name].dims)
 
     def parameters(self) -> int:
         """Numbers stored in floating-point initializers."""
-        return sum(_count(t) for t in self._initializers.values() if t.data_type in FLOAT_TYPES)
+        floats = (name for name in self.constants() if self.data_type(name) in FLOAT_TYPES)
+        return sum(math.prod(self.shape(name)) for name in floats)
 
     def weight_bytes(self) -> int:
         """Bytes of all initializers."""
-        return sum(_count(t) * _item_bytes(t) for t in self._initializers.values())
+        return sum(self.stored_bytes(name) for name in self.constants())
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of an initializer as stored; 0 for strings."""
+        return tensors.bytes_of(self.data_type(name), self.shape(name))
 
     def add_constant(self, name: str, value: Array | np.generic) -> str:
-        """Add an initializer under ``name`` (made unique) and return its name."""
+        """Add an initializer under ``name`` (made unique) and return its name.
+
+        The array is kept as it is, not copied, until the graph is written.
+        """
         unique = self.fresh_name(name)
-        self._initializers[unique] = numpy_helper.from_array(np.ascontiguousarray(value), unique)
+        if tensors.data_type_of(value) in tensors.PACKED_BITS or value.dtype.kind in "OSU":
+            self._stored[unique] = numpy_helper.from_array(np.asarray(value), unique)
+        else:
+            self._added[unique] = np.asarray(value).view()
+            self._added[unique].flags.writeable = False
         return unique
 
     def fresh_name(self, stem: str) -> str:
@@ -85,51 +136,108 @@ class Graph:
 
     def node(self, operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
         """A new node, not yet part of the graph; ``domain`` may be among the attributes."""
-        made = helper.make_node(operator, inputs, outputs, name=self.fresh_name(outputs[0]), **attributes)
-        if made.domain == CONTRIB_DOMAIN:
-            self._import_contrib()
-        return made
+        return helper.make_node(operator, inputs, outputs, name=self.fresh_name(outputs[0]), **attributes)
 
     def replace(self, old: onnx.NodeProto, new: Iterable[onnx.NodeProto]) -> None:
-        """Put ``new`` where ``old`` stands."""
-        index = next(i for i, node in enumerate(self.nodes) if node is old)
-        self.nodes[index : index + 1] = list(new)
+        """Put ``new`` (``old`` may be among them) where ``old`` stands, in constant time."""
+        slot = self._slot_of.pop(id(old))
+        index = next(i for i, node in enumerate(slot) if node is old)
+        made = list(new)
+        slot[index : index + 1] = made
+        self._slot_of.update((id(node), slot) for node in made)
+        self._nodes = None
+
+    def write(self, folder: Path, *, linked: bool = False) -> list[int]:
+        """Stream the rewritten model into ``folder``: ``model.onnx`` and, if needed, ``model.data``.
+
+        Weights go over in pieces. Initializers that nothing reads are left out, so are inferred
+        types: they may have changed, and ONNX Runtime infers them again. Equal graphs give equal bytes.
+
+        Args:
+            folder: may be the one that the graph was read from.
+            linked: leave external weights in their files, which get a hard link in ``folder``.
+
+        Returns:
+            Where tensors start in ``model.data``, ascending, and its length last.
+
+        Raises:
+            BuildFailed: disk_full.
+        """
+        made = self._shell()
+        inner = [tensor for tensor in tensors_of(made) if tensors.is_external(tensor)]
+        links = Links(self._files, folder) if linked else None
+        with DataFile(folder) as data:
+            made.graph.initializer.extend(self._outside(name, data, links) for name in self._used())
+            for tensor in inner:  # of subgraphs and attributes
+                _move(tensor, self._files.content(tensor), data)
+        write_file(folder / GRAPH_FILE, made.SerializeToString(deterministic=True))
+        return [*data.starts, data.position]
 
     def finish(self) -> onnx.ModelProto:
-        """The rewritten model, without initializers that nothing reads any more."""
-        graph = self.model.graph
-        del graph.node[:]
-        graph.node.extend(self.nodes)
-        used = Counter(_read_names(graph))
-        used.update(output.name for output in graph.output)
-        kept = [tensor for name, tensor in self._initializers.items() if used[name]]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
-        inputs = [value for value in graph.input if value.name not in self._initializers]
-        del graph.input[:]
-        graph.input.extend(inputs)
-        del graph.value_info[:]  # types may have changed; ONNX Runtime infers them again
-        return self.model
+        """The rewritten model with all weights inline; for small models only."""
+        made = self._shell()
+        made.graph.initializer.extend(self._inline(name) for name in self._used())
+        for tensor in tensors_of(made):
+            if tensors.is_external(tensor):
+                content = self._files.content(tensor).tobytes()
+                tensor.CopyFrom(tensors.with_content(tensors.header(tensor, tensor.name), content))
+        return made
 
-    def _lift_constants(self) -> None:
-        """Turn top-level ``Constant`` nodes that hold a tensor into initializers."""
-        kept = []
-        for node in self.nodes:
+    def _shell(self) -> onnx.ModelProto:
+        """The model as it will be, without initializers of the top level."""
+        made = _copied(self.model, {"graph"})
+        made.graph.CopyFrom(_copied(self.model.graph, {"node", "initializer", "value_info", "input"}))
+        made.graph.node.extend(self.nodes)
+        made.graph.input.extend(v for v in self.model.graph.input if not self.is_constant(v.name))
+        contrib = any(node.domain == CONTRIB_DOMAIN for node in nodes_of(made))
+        if contrib and not any(entry.domain == CONTRIB_DOMAIN for entry in made.opset_import):
+            made.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
+        needed = helper.find_min_ir_version_for(made.opset_import, ignore_unknown=True)
+        made.ir_version = max(made.ir_version, needed, MINIMUM_IR_VERSION)
+        return made
+
+    def _used(self) -> list[str]:
+        used = {*_read_names(self.nodes), *(output.name for output in self.model.graph.output)}
+        return [name for name in self.constants() if name in used]
+
+    def _outside(self, name: str, data: DataFile, links: Links | None) -> TensorProto:
+        length = self.stored_bytes(name)
+        if length < INLINE_BYTES or self.data_type(name) == TensorProto.STRING:
+            return self._inline(name)
+        stored = self._stored.get(name)
+        if stored is not None and links is not None and links.takes(stored):
+            return links.reference(stored)
+        tensor = TensorProto(name=name, data_type=self.data_type(name), dims=self.shape(name))
+        content = self._added[name] if stored is None else self._files.content(stored)
+        tensors.point_outside(tensor, DATA_FILE, data.append(content, length), length)
+        return tensor
+
+    def _inline(self, name: str) -> TensorProto:
+        if name in self._added:
+            return tensors.tensor_of(self._added[name], name)
+        tensor = self._stored[name]
+        if not tensors.is_external(tensor):
+            return tensor
+        return tensors.with_content(tensors.header(tensor, name), self._files.content(tensor).tobytes())
+
+    def _without_constants(self, nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+        """Turn top-level ``Constant`` nodes into initializers."""
+        for node in nodes:
             tensor = _constant_tensor(node)
             if tensor is None:
-                kept.append(node)
+                yield node
             else:
-                self._initializers[tensor.name] = tensor
-        self.nodes = kept
-
-    def _import_contrib(self) -> None:
-        if not any(entry.domain == CONTRIB_DOMAIN for entry in self.model.opset_import):
-            self.model.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
+                self._stored[tensor.name] = tensor
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor stored in a model: initializers and attributes, in subgraphs and functions too."""
-    pending: list[Any] = [model.graph, *model.functions]
+    return tensors_in(model.graph, *model.functions)
+
+
+def tensors_in(*scopes: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor stored in these scopes and in their subgraphs."""
+    pending: list[Any] = list(scopes)
     while pending:
         scope = pending.pop()
         if isinstance(scope, onnx.GraphProto):
@@ -157,14 +265,9 @@ def nodes_in(*scopes: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Nod
                 pending.extend(_attribute_graphs(attribute))
 
 
-def _count(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims)
-
-
-def _item_bytes(tensor: onnx.TensorProto) -> int:
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return 0
-    return int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+def subgraphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node holds as attributes, not those inside them."""
+    return [graph for attribute in node.attribute for graph in _attribute_graphs(attribute)]
 
 
 def _attribute_tensors(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
@@ -181,29 +284,47 @@ def _attribute_graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
     return [*own, *attribute.graphs]
 
 
-def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+def _constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
+    """The tensor that a ``Constant`` node holds, under its output's name; None for any other node."""
     if node.op_type != "Constant" or node.domain not in DEFAULT_DOMAINS or len(node.attribute) != 1:
         return None
-    attribute = node.attribute[0]
-    if attribute.name != "value":
+    attribute, name = node.attribute[0], node.output[0]
+    if attribute.name == "value":
+        attribute.t.name = name
+        return attribute.t
+    if attribute.name not in _CONSTANT_TYPES:
         return None
-    tensor = onnx.TensorProto()
-    tensor.CopyFrom(attribute.t)
-    tensor.name = node.output[0]
-    return tensor
+    value = helper.get_attribute_value(attribute)
+    return numpy_helper.from_array(np.array(value, _CONSTANT_TYPES[attribute.name]), name)
 
 
-def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names that the nodes of a graph and its subgraphs read."""
-    pending = [graph]
+def _move(tensor: TensorProto, content: Array, data: DataFile) -> None:
+    tensors.point_outside(tensor, DATA_FILE, data.append(content, len(content)), len(content))
+
+
+def _copied(message: Any, left_out: set[str]) -> Any:
+    """A copy of a protobuf message without some of its fields."""
+    made = type(message)()
+    for field, value in message.ListFields():
+        if field.name in left_out:
+            continue
+        if isinstance(value, (bool, int, float, str, bytes)):
+            setattr(made, field.name, value)
+        else:
+            getattr(made, field.name).MergeFrom(value)
+    return made
+
+
+def _read_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Names that nodes and their subgraphs read."""
+    pending = [nodes]
     while pending:
-        scope = pending.pop()
-        if scope is not graph:
-            yield from (output.name for output in scope.output)
-        for node in scope.node:
+        for node in pending.pop():
             yield from node.input
             for attribute in node.attribute:
-                pending.extend(_attribute_graphs(attribute))
+                for scope in _attribute_graphs(attribute):
+                    yield from (output.name for output in scope.output)
+                    pending.append(scope.node)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Run a model on samples in a process of its own: outputs, latency, peak memory, provider.
+"""Run a model on samples in a process of its own: outputs, latency, peak memory, provider, quality.
 
-``python -m quantize_worker.steps.measure`` is that process; :func:`measure` starts it.
+:mod:`quantize_worker.steps.measuring` is that process. One :class:`Runner` measures any number of builds.
 """
 
 from __future__ import annotations
@@ -8,26 +8,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize_worker.contract import QualityReport
 from quantize_worker.errors import SandboxCrashed, SandboxOutOfMemory, WorkerError
-from quantize_worker.steps.confinement import die_with_parent
+from quantize_worker.steps import references as reference_file
+from quantize_worker.steps.measuring import INPUT, LABELS, Figures, Request
+from quantize_worker.steps.providers import CPU_PROVIDER
 from quantize_worker.steps.samples import SampleSet
 
+__all__ = ["CPU_PROVIDER", "Figures", "Measured", "MeasuredError", "Runner", "is_out_of_memory", "measure"]
+
 Array = NDArray[Any]
-WARM_UP_RUNS = 2
-MAXIMUM_OUTPUT_BYTES = 256 << 20  # of all samples together; what lies beyond is not kept
-MAXIMUM_SECONDS = 120.0  # a slow model is measured on fewer samples
-MINIMUM_SAMPLES = 8
-CPU_PROVIDER = "CPUExecutionProvider"
+ENDING_S = 10.0
+# One thread, so that a fork is safe; and without telemetry, which would start more (ONNX Runtime reads it
+# when it is loaded).
+_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class MeasuredError(WorkerError):
@@ -36,21 +40,84 @@ class MeasuredError(WorkerError):
     code = "runtime_refused"
 
 
-class Figures(msgspec.Struct, kw_only=True, frozen=True):
-    """What a run costs: one sample at a time, on one thread."""
-
-    latency_p50_ms: float
-    memory_bytes: int  # growth of peak resident memory over the idle process
-    provider: str
-    kept: int  # samples whose outputs were kept
-    batched: bool  # whether the golden samples also ran as one batch
-    error: str = ""
-
-
 class Measured(msgspec.Struct, kw_only=True):
+    """``outputs`` are one per sample kept: all of them, or the golden ones where a gate has judged.
+
+    ``batch`` are those of the golden samples as one batch, if the model takes it.
+    """
+
     figures: Figures
-    outputs: list[dict[str, Array]]  # one per sample kept
-    batch: dict[str, Array]  # outputs of the golden samples as one batch, if the model takes it
+    outputs: list[dict[str, Array]]
+    batch: dict[str, Array]
+
+    @property
+    def finite(self) -> bool:
+        """Whether no output was NaN or infinite; a gate stops at the first that is."""
+        return self.figures.finite
+
+    @property
+    def quality(self) -> QualityReport | None:
+        """The gate's verdict, where there were references."""
+        return self.figures.quality
+
+
+class Runner:
+    """A warm measuring process for many builds; it is started when first needed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def run(self, request: Request, on_sample: Callable[[], None]) -> int:
+        """Measure; the exit status of the process that did, negative for a signal."""
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return self._ended()
+        for byte in iter(lambda: process.stdout.read(1), b""):  # type: ignore[union-attr]
+            if byte == b"\n":
+                return int(process.stdout.readline() or self._ended())
+            on_sample()
+        return self._ended()
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            command = [sys.executable, "-m", "quantize_worker.steps.measuring", str(os.getpid())]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | _ENVIRONMENT
+            )
+        return self._process
+
+    def _ended(self) -> int:
+        """The status of the process itself, which should not have ended; never 0."""
+        process = self._process
+        assert process is not None
+        return process.wait() or 1
 
 
 def measure(
@@ -60,9 +127,13 @@ def measure(
     *,
     provider: str,
     golden: int,
+    references: Path | None = None,
+    floors: Sequence[float] = (),
+    runner: Runner | None = None,
+    lean: bool = False,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> Measured:
-    """Run every sample.
+    """Run the samples: all of them, or until the gate knows enough.
 
     Args:
         model: an ONNX file with its external data beside it.
@@ -70,6 +141,11 @@ def measure(
         folder: a scratch folder.
         provider: execution provider to ask for; one that is not there falls back to the CPU's.
         golden: how many of the first samples to run as one batch as well.
+        references: what FP32 makes of the samples (:mod:`quantize_worker.steps.references`); with them the
+            gate judges, and only golden samples' outputs are kept.
+        floors: of the classes that wait; without any, the gate sees all samples.
+        runner: a warm process; without one, one is started for this model.
+        lean: for models too large to be copied into memory; slower.
         on_share: called after each sample with the share done.
 
     Raises:
@@ -77,31 +153,22 @@ def measure(
         MemoryError, SandboxOutOfMemory, SandboxCrashed: if it could not get to the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    inputs, outputs, figures = folder / "inputs.npz", folder / "outputs.npz", folder / "figures.json"
-    np.savez(inputs, **samples.inputs)  # type: ignore[arg-type]
-    arguments = [
-        str(model),
-        str(inputs),
-        str(samples.rows),
-        str(outputs),
-        str(figures),
-        provider,
-        str(golden),
-    ]
-    command = [sys.executable, "-m", "quantize_worker.steps.measure", str(os.getpid()), *arguments]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for index, _ in enumerate(iter(lambda: process.stdout.read(1), b"")):  # type: ignore[union-attr]
-            on_share((index + 1) / len(samples))
-    _check_end(process.returncode)
-    found = msgspec.json.decode(figures.read_bytes(), type=Figures)
-    if is_out_of_memory(found.error):
-        raise MemoryError(found.error)
-    if found.error:
-        raise MeasuredError(found.error)
-    with np.load(outputs, allow_pickle=False) as stored:
-        kept = [_named(stored, f"{index}/") for index in range(found.kept)]
-        return Measured(figures=found, outputs=kept, batch=_named(stored, "batch/"))
+    request = Request(
+        model=str(model.resolve()),
+        samples=str(_written(samples, folder.resolve() / "samples.npz")),
+        rows=samples.rows,
+        outputs=str(folder.resolve() / "outputs.npz"),
+        figures=str(folder.resolve() / "figures.json"),
+        provider=provider,
+        golden=golden,
+        references=str(references.resolve()) if references else "",
+        floors=list(floors),
+        stacked=samples.stacked,
+        lean=lean,
+    )
+    with _running(runner) as process:
+        _check_end(process.run(request, _counter(len(samples), on_share)))
+    return _found(request)
 
 
 def is_out_of_memory(message: str) -> bool:
@@ -109,119 +176,46 @@ def is_out_of_memory(message: str) -> bool:
     return "Failed to allocate" in message or "bad_alloc" in message or "bad allocation" in message
 
 
+def _found(request: Request) -> Measured:
+    figures = msgspec.json.decode(Path(request.figures).read_bytes(), type=Figures)
+    if is_out_of_memory(figures.error):
+        raise MemoryError(figures.error)
+    if figures.error:
+        raise MeasuredError(figures.error)
+    with reference_file.read(Path(request.outputs)) as stored:
+        return Measured(figures=figures, outputs=list(stored), batch=stored.batch())
+
+
+def _written(samples: SampleSet, path: Path) -> Path:
+    arrays = {f"{INPUT}{name}": values for name, values in samples.inputs.items()}
+    if samples.labels is not None:
+        arrays[LABELS] = samples.labels
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+@contextmanager
+def _running(runner: Runner | None) -> Iterator[Runner]:
+    if runner is not None:
+        yield runner
+        return
+    with Runner() as own:
+        yield own
+
+
+def _counter(total: int, on_share: Callable[[float], None]) -> Callable[[], None]:
+    done = 0
+
+    def on_sample() -> None:
+        nonlocal done
+        done += 1
+        on_share(done / total)
+
+    return on_sample
+
+
 def _check_end(code: int) -> None:
     if code in (-9, 9, 137):
         raise SandboxOutOfMemory("Running the model was stopped: it needs more memory than a job may use.")
     if code:
         raise SandboxCrashed(f"Running the model crashed the runtime (exit status {code}).")
-
-
-def _named(stored: Any, prefix: str) -> dict[str, Array]:
-    return {name[len(prefix) :]: stored[name] for name in stored.files if name.startswith(prefix)}
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The measuring process."""
-    die_with_parent(int(arguments[0]))
-    model, inputs, rows, outputs, figures, provider, golden = arguments[1:]
-    with np.load(inputs, allow_pickle=False) as stored:
-        samples = SampleSet({name: stored[name] for name in stored.files}, None, int(rows))
-    kept: dict[str, Array] = {}
-    try:
-        found = _run(Path(model), samples, kept, provider, int(golden))
-    except MeasuredError as error:
-        found = Figures(
-            latency_p50_ms=0, memory_bytes=0, provider="", kept=0, batched=False, error=error.message
-        )
-    np.savez(outputs, **kept)  # type: ignore[arg-type]
-    Path(figures).write_bytes(msgspec.json.encode(found))
-    return 0
-
-
-def _run(model: Path, samples: SampleSet, kept: dict[str, Array], provider: str, golden: int) -> Figures:
-    import onnxruntime
-
-    idle = _resident_bytes()
-    try:
-        session = _session(onnxruntime, model, provider)
-        names = [output.name for output in session.get_outputs()]
-        times, count = _run_samples(session, names, samples, kept)
-        memory = _peak_bytes() - idle
-        batched = _run_batch(session, names, samples, kept, golden)
-    except MemoryError:
-        raise
-    except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise MeasuredError(str(error)) from error
-    return Figures(
-        latency_p50_ms=float(np.median(times)) * 1e3,
-        memory_bytes=max(memory, 0),
-        provider=session.get_providers()[0],
-        kept=count,
-        batched=batched,
-    )
-
-
-def _session(onnxruntime: Any, model: Path, provider: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    available = onnxruntime.get_available_providers()
-    wanted = [name for name in (provider,) if name in available and name != CPU_PROVIDER]
-    return onnxruntime.InferenceSession(str(model), options, providers=[*wanted, CPU_PROVIDER])
-
-
-def _run_samples(
-    session: Any, names: list[str], samples: SampleSet, kept: dict[str, Array]
-) -> tuple[list[float], int]:
-    for _ in range(WARM_UP_RUNS):
-        session.run(names, samples.sample(0))
-    times, count, size, began = [], 0, 0, time.perf_counter()
-    for index in range(len(samples)):
-        sample = samples.sample(index)
-        start = time.perf_counter()
-        answers = session.run(names, sample)
-        times.append(time.perf_counter() - start)
-        print(".", end="", flush=True)  # noqa: T201  a byte a sample: progress for the parent
-        size += sum(answer.nbytes for answer in answers)
-        if size <= MAXIMUM_OUTPUT_BYTES or not count:
-            kept.update({f"{index}/{name}": answer for name, answer in zip(names, answers, strict=True)})
-            count += 1
-        if time.perf_counter() - began > MAXIMUM_SECONDS and index + 1 >= MINIMUM_SAMPLES:
-            break
-    return times, count
-
-
-def _run_batch(
-    session: Any, names: list[str], samples: SampleSet, kept: dict[str, Array], golden: int
-) -> bool:
-    """Whether the first samples also run as one batch; a model may fix its batch inside."""
-    batch = {name: values[: golden * samples.rows] for name, values in samples.inputs.items()}
-    try:
-        answers = session.run(names, batch)
-    except Exception:  # the same: any refusal means "one sample at a time"
-        return False
-    kept.update({f"batch/{name}": answer for name, answer in zip(names, answers, strict=True)})
-    return True
-
-
-def _resident_bytes() -> int:
-    """Resident memory now; the peak is set back to it where the kernel allows."""
-    with suppress(OSError):  # the peak then includes what starting the process took
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status_bytes("VmRSS")
-
-
-def _peak_bytes() -> int:
-    return _status_bytes("VmHWM")
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

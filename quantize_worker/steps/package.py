@@ -1,4 +1,4 @@
-"""The artifact's form: a graph, its weights as aligned external data, both cut into chunks.
+"""The artifact's form: a graph, its weights as aligned external data (:mod:`.datafile`), cut into chunks.
 
 Cuts are at tensor boundaries, so that tensors shared by versions or builds are stored and sent
 once. Equal models give equal bytes.
@@ -12,42 +12,20 @@ from pathlib import Path
 
 import onnx
 import zstandard
-from onnx import numpy_helper
 
 from quantize_worker.contract import ArtifactChunk, ArtifactFile
+from quantize_worker.steps.datafile import DATA_FILE, GRAPH_FILE, room
+from quantize_worker.steps.graph import Graph
 
-GRAPH_FILE = "model.onnx"
-DATA_FILE = "model.data"
-INLINE_BYTES = 1024  # smaller tensors stay in the graph, where shape inference reads them
-ALIGNMENT = 64  # a cache line
-PAGE_BYTES = 4096  # tensors of a page or more start at one, so that they can be memory-mapped
+__all__ = ["DATA_FILE", "GRAPH_FILE", "cut", "write_model"]
 SMALL_CHUNK_BYTES = 256 << 10
 LARGE_CHUNK_BYTES = 4 << 20
 ZSTD_LEVEL = 6
 
 
 def write_model(model: onnx.ModelProto, folder: Path) -> list[int]:
-    """Write ``model.onnx`` and, if there are weights, ``model.data``. The model is changed.
-
-    Returns:
-        Where tensors start in ``model.data``, ascending, and its length last.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    starts, position = [], 0
-    with (folder / DATA_FILE).open("wb") as data:
-        for tensor in model.graph.initializer:
-            content = _content(tensor)
-            if len(content) < INLINE_BYTES or tensor.data_type == onnx.TensorProto.STRING:
-                continue
-            start = _aligned(position, len(content))
-            data.write(b"\0" * (start - position) + content)
-            _point_outside(tensor, start, len(content))
-            starts.append(start)
-            position = start + len(content)
-    if not position:
-        (folder / DATA_FILE).unlink()
-    (folder / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
-    return [*starts, position]
+    """Write a model that is in memory; see :meth:`quantize_worker.steps.graph.Graph.write`."""
+    return Graph(model).write(folder)
 
 
 def cut(path: Path, chunks: Path, *, name: str, starts: list[int] | None = None) -> ArtifactFile:
@@ -58,6 +36,9 @@ def cut(path: Path, chunks: Path, *, name: str, starts: list[int] | None = None)
         chunks: folder for the frames.
         name: the file's path within the artifact.
         starts: boundaries to cut at, as :func:`write_model` returns them.
+
+    Raises:
+        BuildFailed: disk_full.
     """
     chunks.mkdir(parents=True, exist_ok=True)
     size = path.stat().st_size
@@ -87,33 +68,11 @@ def _lengths(starts: list[int], size: int) -> Iterator[int]:
 
 def _store(content: bytes, frame: bytes, chunks: Path) -> ArtifactChunk:
     stored = hashlib.sha256(frame).hexdigest()
-    (chunks / stored).write_bytes(frame)
+    with room():
+        (chunks / stored).write_bytes(frame)
     return ArtifactChunk(
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
         stored_sha256=stored,
         stored_size_bytes=len(frame),
     )
-
-
-def _content(tensor: onnx.TensorProto) -> bytes:
-    """The tensor's values as ONNX's raw data (little-endian)."""
-    if tensor.HasField("raw_data"):
-        return bytes(tensor.raw_data)
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return b""
-    return bytes(onnx.numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
-
-
-def _aligned(position: int, length: int) -> int:
-    step = PAGE_BYTES if length >= PAGE_BYTES else ALIGNMENT
-    return -(-position // step) * step
-
-
-def _point_outside(tensor: onnx.TensorProto, start: int, length: int) -> None:
-    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(field)
-    del tensor.external_data[:]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", DATA_FILE), ("offset", str(start)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
