@@ -1,7 +1,7 @@
 """Health checks of the containers; exit code 0 = healthy, 1 = not, with the reason on stderr.
 
     healthcheck.py http http://127.0.0.1:8440/healthz     answers 2xx
-    healthcheck.py queue tailor                           somebody consumes this queue
+    healthcheck.py queue tailor.small                     somebody consumes this queue
     healthcheck.py fresh /var/lib/pocketfleet/beat 600    the file (or one named so plus a suffix) was
                                                           written within this many seconds
 

@@ -35,5 +35,6 @@ USER 10001:10001
 VOLUME /var/lib/pocketfleet
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=15s --start-period=30s --retries=3 \
-    CMD ["python", "/usr/local/bin/healthcheck.py", "queue", "tailor"]
-CMD ["celery", "-A", "quantize_worker.app", "worker", "-Q", "tailor", "--pool", "threads", "--concurrency", "1", "--loglevel", "INFO"]
+    CMD ["python", "/usr/local/bin/healthcheck.py", "queue", "tailor.small"]
+# All queues, for one machine that does everything; a worker for large models alone takes tailor.large.
+CMD ["celery", "-A", "quantize_worker.app", "worker", "-Q", "tailor,tailor.small,tailor.large", "--pool", "threads", "--concurrency", "1", "--loglevel", "INFO"]

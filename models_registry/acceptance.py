@@ -33,7 +33,7 @@ def judge(
         available: samples in the whole evaluation set.
         generated: there is no evaluation set, samples were made up.
     """
-    figures = f"{_figure(quality)} on {_samples(quality.samples, available, generated)}"
+    figures = f"{_figure(quality)} on {_samples(quality, available, generated)}"
     floor = f"{target.quality_floor:g}"
     if quality.metric == "accuracy":
         figures, floor = f"{figures},", f"{100 * target.quality_floor:.6g} %"
@@ -65,7 +65,10 @@ def _cut(value: float, digits: int) -> str:
     return f"{math.floor(value * scale + 1e-6) / scale:.{digits}f}"
 
 
-def _samples(measured: int, available: int, generated: bool) -> str:
+def _samples(quality: QualityReport, available: int, generated: bool) -> str:
+    measured = quality.samples
     number = f"{measured} of {available}" if available > measured else f"{measured}"
-    notes = ["generated samples"] * generated + ["few samples"] * (measured < FEW_SAMPLES)
+    notes = ["unverified: generated inputs"] * generated + ["few samples"] * (measured < FEW_SAMPLES)
+    if quality.confidence is not None:
+        notes.append(f"enough for {100 * quality.confidence:.6g} % confidence")
     return f"{number} samples" + (f" ({', '.join(notes)})" if notes else "")

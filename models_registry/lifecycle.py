@@ -1,4 +1,4 @@
-"""Life cycles of versions, builds, tailorings and releases: one table each, plain data.
+"""Life cycles of versions, batches, builds, tailorings and releases: one table each, plain data.
 
 Each table maps (state, event) to the next state. A pair that is absent is not possible;
 :func:`next_state` refuses it, and a service that carries a transition out does so by a
@@ -19,7 +19,21 @@ VERSION: Table = {
     ("checking", "retry"): "checking",  # the worker was lost: a new attempt
     ("checking", "pass"): "ready",
     ("checking", "refuse"): "refused",
-    ("refused", "recheck"): "checking",  # only where the check itself failed, not the model
+    ("checking", "cancel"): "refused",
+    ("refused", "recheck"): "checking",  # only where the check failed or was cancelled, not for the model
+}
+
+# Batches of candidates, a part of checking a large model. A version that is checked again keeps
+# the batches that are ready.
+BATCH: Table = {
+    ("planned", "start"): "building",
+    ("planned", "cancel"): "cancelled",
+    ("building", "retry"): "building",  # lease expired or our side failed: a new attempt
+    ("building", "pass"): "ready",
+    ("building", "fail"): "failed",
+    ("building", "cancel"): "cancelled",
+    ("failed", "start"): "building",
+    ("cancelled", "start"): "building",
 }
 
 # Ready is final: a release may rest on it. Rejected may still become ready, for a class with a
@@ -41,6 +55,7 @@ BUILD: Table = {
 TAILORING: Table = {
     ("building", "accept"): "ready",
     ("building", "next"): "building",  # this candidate failed, the next one follows
+    ("building", "correct"): "building",  # planned anew with what was measured
     ("building", "exhaust"): "impossible",
     ("building", "replan"): "building",
     ("ready", "replan"): "building",
@@ -57,12 +72,14 @@ RELEASE: Table = {
 
 TABLES: dict[str, Table] = {
     "version": VERSION,
+    "batch": BATCH,
     "build": BUILD,
     "tailoring": TAILORING,
     "release": RELEASE,
 }
 STATES: dict[str, tuple[str, ...]] = {
     "version": ("uploading", "checking", "ready", "refused"),
+    "batch": ("planned", "building", "ready", "failed", "cancelled"),
     "build": ("planned", "building", "ready", "rejected", "failed", "cancelled"),
     "tailoring": ("building", "ready", "impossible"),
     "release": ("signing", "published", "failed"),
@@ -73,7 +90,7 @@ def next_state(kind: str, state: str, event: str) -> str:
     """The state that ``event`` leads to.
 
     Args:
-        kind: ``version``, ``build``, ``tailoring`` or ``release``.
+        kind: ``version``, ``batch``, ``build``, ``tailoring`` or ``release``.
 
     Raises:
         IllegalTransition: if the state does not know the event.

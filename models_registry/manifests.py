@@ -24,9 +24,18 @@ ENGINE = "onnxruntime"
 
 
 def manifest_of(
-    *, build: Build, plan: TailorPlan, artifact: ArtifactDescription, quality: QualityReport
+    *,
+    build: Build,
+    plan: TailorPlan,
+    artifact: ArtifactDescription,
+    quality: QualityReport,
+    unverified: bool = False,
 ) -> Manifest:
-    """The manifest of ``build``. ``build.version.model`` must be loaded."""
+    """The manifest of ``build``. ``build.version.model`` must be loaded.
+
+    Args:
+        unverified: quality was measured on generated inputs only.
+    """
     recipe = plan.recipe
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -63,6 +72,7 @@ def manifest_of(
         source_digest=build.version.source_digest,
         recipe_digest=build.recipe_digest,
         tool_versions=artifact.tool_versions,
+        unverified=unverified,
     )
 
 

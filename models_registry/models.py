@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from django.db import models
 
 from tenancy.models import App, TenantOwned
+
+
+class Work(TenantOwned):
+    """What a worker does: its attempts, its lease, and how far it is."""
+
+    attempt = models.PositiveIntegerField(default=0)
+    starts = models.PositiveIntegerField(default=0)  # attempts that a worker really began
+    enqueued_at = models.DateTimeField(null=True)  # the current attempt
+    queue = models.CharField(max_length=32, blank=True, default="", db_default="")
+    lease_expires_at = models.DateTimeField(null=True)
+    step = models.CharField(max_length=40, blank=True)
+    step_began_at = models.DateTimeField(null=True)
+    share = models.FloatField(default=0.0)
+    worker = models.CharField(max_length=100, blank=True, default="", db_default="")
+
+    class Meta:
+        abstract = True
 
 
 class Model(TenantOwned):
@@ -25,8 +43,11 @@ class Model(TenantOwned):
         return self.name
 
 
-class ModelVersion(TenantOwned):
-    """One upload of a model. Transitions: :mod:`models_registry.lifecycle`."""
+class ModelVersion(Work):
+    """One upload of a model. Transitions: :mod:`models_registry.lifecycle`.
+
+    Its work is the inspection. While ``batches`` of it are under way it has no lease of its own.
+    """
 
     class State(models.TextChoices):
         UPLOADING = "uploading"
@@ -46,13 +67,6 @@ class ModelVersion(TenantOwned):
     created_by = models.CharField(max_length=100, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     completed_at = models.DateTimeField(null=True)
-    # the running inspection
-    attempt = models.PositiveIntegerField(default=0)
-    starts = models.PositiveIntegerField(default=0)  # attempts that a worker really began
-    enqueued_at = models.DateTimeField(null=True)  # the current attempt
-    lease_expires_at = models.DateTimeField(null=True)
-    step = models.CharField(max_length=40, blank=True)
-    share = models.FloatField(default=0.0)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["model", "number"], name="version_number")]
@@ -82,6 +96,38 @@ class VersionFile(TenantOwned):
         constraints = [models.UniqueConstraint(fields=["version", "path"], name="file_path")]
 
 
+class CandidateBatch(Work):
+    """Some layers of a large model whose candidates are made by a task of their own.
+
+    ``found`` is what the worker answered, until all batches have and the version's facts take it.
+    """
+
+    class State(models.TextChoices):
+        PLANNED = "planned"
+        BUILDING = "building"
+        READY = "ready"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="batches")
+    number = models.PositiveIntegerField()
+    layers = models.JSONField()  # names
+    state = models.CharField(max_length=16, choices=State.choices, default=State.PLANNED)
+    found = models.JSONField(null=True)  # {"layers": list of LayerFacts, "analysis": Blob}
+    error_code = models.CharField(max_length=40, blank=True)
+    error_message = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["version", "number"], name="batch_number")]
+        indexes = [models.Index(fields=["state", "lease_expires_at"], name="batch_lease")]
+
+    def __str__(self) -> str:
+        return f"batch {self.number} of {self.version}"
+
+
 class UploadPart(TenantOwned):
     """A contiguous piece of a file that has been received and stored under a staging key."""
 
@@ -106,8 +152,11 @@ class Alias(TenantOwned):
         constraints = [models.UniqueConstraint(fields=["model", "name"], name="alias_name")]
 
 
-class Build(TenantOwned):
-    """A model version made by one recipe. Classes with equal plans share it."""
+class Build(Work):
+    """A model version made by one recipe. Classes with equal plans share it.
+
+    ``unverified``: there was no evaluation set, so it was measured on generated inputs only.
+    """
 
     class State(models.TextChoices):
         PLANNED = "planned"
@@ -120,17 +169,12 @@ class Build(TenantOwned):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="builds")
     recipe_digest = models.CharField(max_length=64)
-    plan = models.JSONField()  # quantize_worker.contract.TailorPlan
-    precision = models.CharField(max_length=16)
+    plan = models.JSONField()  # quantize_worker.contract.TailorPlan, of the class that asked first
+    precision = models.CharField(max_length=16)  # of most weights
+    description = models.TextField(blank=True, default="", db_default="")  # the mix of formats in words
     state = models.CharField(max_length=16, choices=State.choices, default=State.PLANNED)
-    attempt = models.PositiveIntegerField(default=0)
-    starts = models.PositiveIntegerField(default=0)  # attempts that a worker really began
-    enqueued_at = models.DateTimeField(null=True)  # the current attempt
-    lease_expires_at = models.DateTimeField(null=True)
-    step = models.CharField(max_length=40, blank=True)
-    share = models.FloatField(default=0.0)
-    worker = models.CharField(max_length=100, blank=True)
     quality = models.JSONField(null=True)  # quantize_worker.contract.QualityReport
+    unverified = models.BooleanField(default=False, db_default=False)
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
     fault = models.CharField(max_length=8, blank=True)
@@ -173,8 +217,9 @@ class TenantBlob(TenantOwned):
 class Tailoring(TenantOwned):
     """A version for one device class: the ordered candidates and how far they have got.
 
-    ``target`` is a snapshot of the class (quantize_worker.contract.Target); there is no key into
-    fleet. ``history`` lists what became of each candidate tried, with figures.
+    ``target`` is a snapshot of the class (quantize_worker.contract.Target) with the speed that its
+    devices had measured when it was planned; there is no key into fleet. ``history`` lists what
+    became of each candidate tried, with figures. ``front`` is drawn soon after planning.
     """
 
     class State(models.TextChoices):
@@ -194,9 +239,21 @@ class Tailoring(TenantOwned):
     build = models.ForeignKey(Build, null=True, on_delete=models.SET_NULL, related_name="tailorings")
     history = models.JSONField(default=list)
     created_at = models.DateTimeField(auto_now_add=True)
+    planned_at = models.DateTimeField(null=True)
+    planned_ms = models.FloatField(null=True)  # what planning took
+    replans = models.PositiveIntegerField(default=0, db_default=0)  # with measured figures, since planned_at
+    learned = models.BooleanField(default=False, db_default=False)  # learned rounding of INT4 weights
+    latencies = models.JSONField(null=True)  # ms that devices of the class reported, by build
+    nearest = models.JSONField(null=True)  # what would fit, where nothing does
+    front = models.JSONField(null=True)  # list of ParetoPoint; null: not drawn yet
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["version", "class_name"], name="tailoring_class")]
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """The candidate that is built or taken, a TailorPlan; None where none is left."""
+        return self.candidates[self.position] if self.position < len(self.candidates) else None
 
 
 class Release(TenantOwned):

@@ -12,6 +12,7 @@ from django.db.models import QuerySet
 from models_registry.models import (
     Alias,
     Build,
+    CandidateBatch,
     Model,
     ModelVersion,
     Release,
@@ -75,6 +76,11 @@ def version_by_alias(model: Model, alias: str) -> ModelVersion | None:
     return found.version if found else None
 
 
+def batches_of(version: ModelVersion) -> QuerySet[CandidateBatch]:
+    """The batches of a version's check, by number."""
+    return CandidateBatch.objects.filter(tenant_id=version.tenant_id, version=version).order_by("number")
+
+
 def builds_of(
     tenant: Tenant, *, version: ModelVersion | None = None, state: str | None = None
 ) -> QuerySet[Build]:
@@ -96,6 +102,12 @@ def tailorings_of(version: ModelVersion) -> QuerySet[Tailoring]:
     """The version's classes by name, each with its build."""
     tailorings = Tailoring.objects.filter(tenant_id=version.tenant_id, version=version)
     return tailorings.select_related("build__artifact", "version__model").order_by("class_name")
+
+
+def tailoring(tenant: Tenant, id: Id) -> Tailoring:
+    """Raises NotFound."""
+    found = Tailoring.objects.filter(tenant=tenant, pk=as_id(id))
+    return _one(found.select_related("build__artifact", "version__model", "tenant"), "tailoring", id)
 
 
 def releases_of(tenant: Tenant, *, version: ModelVersion | None = None) -> QuerySet[Release]:

@@ -9,12 +9,23 @@ from celery import shared_task
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
-from models_registry.services import builds, leases, releases, signing, sweeper, uploads, versions
+from models_registry.services import (
+    batches,
+    builds,
+    inspections,
+    leases,
+    releases,
+    signing,
+    sweeper,
+    uploads,
+)
 from quantize_worker.contract import (
     TASK_BUILD_RESULT,
+    TASK_CANDIDATES_RESULT,
     TASK_INSPECT_RESULT,
     TASK_PROGRESS,
     BuildResult,
+    CandidatesResult,
     InspectResult,
     Progress,
     from_wire,
@@ -38,8 +49,15 @@ def progress(message: dict[str, Any]) -> None:
 @shared_task(name=TASK_INSPECT_RESULT, **PATIENT)
 def inspect_result(message: dict[str, Any]) -> None:
     result = from_wire(message, InspectResult)
-    if not versions.apply_inspect_result(result=result):
+    if not inspections.apply_inspect_result(result=result):
         log.info("version %s: result of stale attempt %d ignored", result.version, result.attempt)
+
+
+@shared_task(name=TASK_CANDIDATES_RESULT, **PATIENT)
+def candidates_result(message: dict[str, Any]) -> None:
+    result = from_wire(message, CandidatesResult)
+    if not batches.apply_candidates_result(result=result):
+        log.info("batch %s: result of stale attempt %d ignored", result.batch, result.attempt)
 
 
 @shared_task(name=TASK_BUILD_RESULT, **PATIENT)

@@ -23,10 +23,74 @@ from device_agent.protocol.messages import (
 from fleet.devices.models import Device, DeviceClass, DeviceSeen
 from fleet.devices.services import save_device_class
 from models_registry.models import Build, Model, ModelVersion, Release, ReleaseEntry
+from quantize_worker.contract import FormatFacts, LayerFacts, ModelFacts, TensorSpec
 from tenancy.actor import Actor
 from tenancy.models import App
 
 ACTOR = Actor(kind="user", name="tester")
+
+
+# bits a weight with its scales, and what the average layer loses in the format
+FORMATS = {
+    "fp32": (32.0, 0.0),
+    "fp16-stored": (16.0, 1e-8),
+    "int8-b32": (8.4, 2e-5),
+    "int8-dynamic": (8.1, 4e-4),
+    "int8-qdq": (8.1, 9e-4),
+    "int8-qdq16": (8.1, 3e-5),
+    "int4-b32": (4.4, 2e-3),
+}
+
+
+def make_facts(layers: int = 20, **changes: Any) -> ModelFacts:
+    """Facts of an encoder of 20 MatMuls with a million weights each; later ones lose more."""
+    found = [_layer(f"/encoder/layer.{i}/MatMul_output_0", 0.5 + i / layers) for i in range(layers)]
+    weights = 4 * sum(layer.parameters for layer in found)
+    fields: dict[str, Any] = {
+        "inputs": [TensorSpec(name="ids", dtype="int64", shape=["batch", "seq"])],
+        "outputs": [TensorSpec(name="embedding", dtype="float32", shape=["batch", 384])],
+        "opset": 17,
+        "operators": {"MatMul": layers},
+        "parameters": weights // 4,
+        "source_bytes": weights + 50_000,
+        "weight_bytes": weights,
+        "quantizable_weight_bytes": weights,
+        "embedding_weight_bytes": 0,
+        "layers": found,
+        "samples": 300,
+        "measured_samples": 100,
+        "has_labels": False,
+        "synthetic_samples": False,
+        "accuracy": None,
+        "latency_p50_ms": 10.0,
+        "memory_bytes": 200_000_000,
+        "tool_versions": {"onnx": "1.23"},
+        "other_bytes": 50_000,
+    }
+    return ModelFacts(**fields | changes)
+
+
+def _layer(name: str, sensitive: float) -> LayerFacts:
+    parameters = 1_000_000
+    formats = {
+        kind: FormatFacts(
+            size_bytes=int(parameters * bits / 8),
+            memory_bytes=int(parameters * bits / 8),
+            error=loss,
+            loss=loss * sensitive,
+        )
+        for kind, (bits, loss) in FORMATS.items()
+    }
+    return LayerFacts(
+        name=name,
+        operator="MatMul",
+        parameters=parameters,
+        quantizable=True,
+        weight=f"{name}.weight",
+        shape=[1000, 1000],
+        rows=48.0,
+        formats=formats,
+    )
 
 
 def make_class(tenant: Any, name: str = "entry", **changes: Any) -> DeviceClass:

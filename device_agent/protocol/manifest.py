@@ -74,8 +74,11 @@ class Quality(msgspec.Struct, kw_only=True):
     samples: int
 
 
-class Manifest(msgspec.Struct, kw_only=True):
-    """Everything a device needs to fetch, verify, prove and run one build."""
+class Manifest(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Everything a device needs to fetch, verify, prove and run one build.
+
+    ``unverified`` (left out where it is false): quality was measured on generated inputs only.
+    """
 
     format_version: int
     build: Identifier
@@ -95,6 +98,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     source_digest: str
     recipe_digest: str
     tool_versions: dict[str, str]
+    unverified: bool = False
 
     def encode(self) -> bytes:
         """Canonical JSON of the manifest: the bytes of the TUF target."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.core.files.uploadedfile import UploadedFile
 from django.http import HttpRequest, QueryDict
 
 from fleet.rollouts.decision import Policy
@@ -50,8 +51,8 @@ class StyledForm(forms.Form):
 
 class DeviceClassForm(StyledForm):
     halves = (
-        "title", "rank", "accelerator", "execution_provider", "memory_mb", "storage_mb", "latency_ms",
-        "energy_mwh",
+        "title", "rank", "accelerator", "execution_provider", "quality_floor", "objective", "memory_mb",
+        "storage_mb", "latency_ms", "energy_mwh",
     )  # fmt: skip
 
     name = forms.SlugField(max_length=63, help_text="Short and lasting, e.g. mid-range-cpu.")
@@ -75,21 +76,43 @@ class DeviceClassForm(StyledForm):
     )
     precisions = forms.CharField(
         initial="int8-dynamic, fp16, fp32",
-        help_text=f"Those it accepts, the preferred one first. Of: {', '.join(PRECISIONS)}.",
+        help_text="Those it accepts, the preferred one first; a build mixes them layer by layer. "
+        f"Of: {', '.join(PRECISIONS)}.",
     )
-    memory_mb = forms.FloatField(min_value=0.001, label="Memory for a model (MB)", initial=200)
-    storage_mb = forms.FloatField(min_value=0.001, label="Storage for a build (MB)", initial=200)
     quality_floor = forms.FloatField(
         min_value=0, max_value=1, initial=0.98, help_text="Share of the FP32 source's quality, 0 to 1."
     )
-    latency_ms = forms.FloatField(min_value=0, required=False, label="Latency budget (ms)")
-    energy_mwh = forms.FloatField(min_value=0, required=False, label="Energy budget (mWh)")
+    objective = forms.ChoiceField(
+        choices=[
+            ("size", "The smallest build over the floor"),
+            ("latency", "The fastest build over the floor"),
+            ("quality", "The best build within the budgets"),
+        ],
+        initial="size",
+        required=False,
+        help_text="What is best among what fits.",
+    )
+    memory_mb = forms.FloatField(min_value=0.001, label="Memory for a model (MB)", initial=200)
+    storage_mb = forms.FloatField(min_value=0.001, label="Storage for a build (MB)", initial=200)
+    latency_ms = forms.FloatField(
+        min_value=0, required=False, label="Latency budget (ms)", help_text="Per inference. Empty: none."
+    )
+    energy_mwh = forms.FloatField(
+        min_value=0, required=False, label="Energy budget (mWh)", help_text="Per inference. Empty: none."
+    )
+    active_power_mw = forms.FloatField(
+        min_value=0,
+        required=False,
+        label="Active power (mW)",
+        help_text="Of the accelerator at work, from a data sheet; with it, latency gives energy.",
+    )
 
     def values(self) -> dict[str, Any]:
         """What the service takes: budgets in bytes, precisions as a list."""
         data = dict(self.cleaned_data)
         data["memory_bytes"] = round(data.pop("memory_mb") * MB)
         data["storage_bytes"] = round(data.pop("storage_mb") * MB)
+        data["objective"] = data["objective"] or self.fields["objective"].initial
         data["precisions"] = [part.strip() for part in data["precisions"].split(",") if part.strip()]
         return data
 
@@ -104,9 +127,27 @@ class ModelCreateForm(StyledForm):
         self.fields["app"].choices = [(app.slug, app.name) for app in apps]  # type: ignore[attr-defined]
 
 
+class SeveralFilesInput(forms.FileInput):
+    allow_multiple_selected = True
+
+
+class SeveralFilesField(forms.FileField):
+    """Files that were chosen together, as a list."""
+
+    widget = SeveralFilesInput
+
+    def clean(self, data: Any, initial: Any = None) -> list[UploadedFile]:
+        chosen = data if isinstance(data, list | tuple) else [data]
+        one = super().clean
+        return [one(each, initial) for each in chosen or [None]]
+
+
 class UploadForm(StyledForm):
-    model = forms.FileField(
-        label="Model (.onnx)", widget=forms.FileInput(attrs={"accept": ".onnx"}), help_text="One ONNX file."
+    model = SeveralFilesField(
+        label="Model",
+        widget=SeveralFilesInput(attrs={"multiple": True}),
+        help_text="An .onnx file, with its external data if it has any; or config.json and *.safetensors of a "
+        "BERT-like encoder, with the tokenizer's files if you like. Choose them together.",
     )
     evaluation = forms.FileField(
         required=False,

@@ -16,6 +16,7 @@ from fleet.rollouts.models import Rollout, RolloutTrack
 from fleet.rollouts.selectors import rollouts_of, tracks_of
 from models_registry.models import Build, ModelVersion, Release
 from models_registry.selectors import builds_of, models_of, releases_of, versions_of
+from models_registry.services.checks import CANCELLED
 from tenancy.models import Tenant
 
 SHOWN = 5  # of each kind
@@ -125,7 +126,7 @@ def _refused_versions(tenant: Tenant) -> list[Attention]:
     later = ModelVersion.objects.filter(
         model=OuterRef("model"), number__gt=OuterRef("number"), state=ModelVersion.State.READY
     )
-    versions = versions_of(tenant).filter(state=ModelVersion.State.REFUSED)
+    versions = versions_of(tenant).filter(state=ModelVersion.State.REFUSED).exclude(refusal_code=CANCELLED)
     recent = versions.filter(~Exists(later), created_at__gte=timezone.now() - REFUSED_SHOWN)
     return [
         Attention(

@@ -32,6 +32,8 @@ class DeviceClass(TenantOwned):
     quality_floor = models.FloatField()
     latency_ms = models.FloatField(null=True)
     energy_mwh = models.FloatField(null=True)
+    objective = models.CharField(max_length=8, default="size", db_default="size")  # size, latency, quality
+    active_power_mw = models.FloatField(null=True)  # of the accelerator at work, declared
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -24,7 +24,7 @@ from fleet.devices.models import (
     SocDeclaration,
 )
 from fleet.errors import Missing
-from quantize_worker.contract import Target
+from quantize_worker.contract import Target, WorkerSpeed
 from tenancy.models import Tenant
 
 PROVISIONING_PREFIX = "pfk_"
@@ -137,8 +137,12 @@ def class_filters(tenant: Tenant) -> list[tuple[str, filters.Filter]]:
     return [(name, filters.parse(text)) for name, text in classes_of(tenant).values_list("name", "filter")]
 
 
-def target_of(device_class: DeviceClass) -> Target:
-    """The snapshot of a class that the registry stores and plans for."""
+def target_of(device_class: DeviceClass, *, speed: WorkerSpeed | None = None) -> Target:
+    """The snapshot of a class that the registry stores and plans for.
+
+    Args:
+        speed: of its devices, as :func:`fleet.devices.speed.speeds_of` finds it.
+    """
     return Target(
         name=device_class.name,
         version=device_class.version,
@@ -151,6 +155,9 @@ def target_of(device_class: DeviceClass) -> Target:
         quality_floor=device_class.quality_floor,
         latency_ms=device_class.latency_ms,
         energy_mwh=device_class.energy_mwh,
+        objective=device_class.objective,  # type: ignore[arg-type]  # checked when stored
+        active_power_mw=device_class.active_power_mw,
+        speed=speed or WorkerSpeed(),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from fleet.telemetry import health
 from fleet.telemetry.models import DeviceRow, InferenceRow
-from models_registry.models import Build
+from models_registry.models import Build, ModelVersion
 from tenancy.models import Tenant
 
 SUMMARY_WINDOW = timedelta(days=7)
@@ -136,6 +136,27 @@ def _summary(total: _Total) -> BuildSummary:
         devices=len(total.devices),
         emulated=total.emulated,
     )
+
+
+def class_latencies(
+    version: ModelVersion, emulated: Mapping[str, bool], *, since: datetime | None = None
+) -> dict[tuple[str, str], float]:
+    """p50 in ms of served requests by class and build id, for builds of one version.
+
+    Args:
+        emulated: the classes asked for, and whether their accelerators are emulated.
+        since: by default the last seven days.
+    """
+    builds = Build.objects.filter(version=version).values_list("pk", flat=True)
+    rows = _rows(version.tenant, list(builds), since=since or timezone.now() - SUMMARY_WINDOW)
+    buckets: dict[tuple[str, str], list[int]] = {}
+    columns = rows.values_list("class_name", "build_id", "emulated", "latency_buckets")
+    for name, build, is_emulated, counts in columns.iterator():
+        if emulated.get(name) == is_emulated:
+            key = (name, str(build))
+            buckets[key] = health.merge([buckets[key], counts] if key in buckets else [counts])
+    found = {key: health.quantile(merged, 0.5) for key, merged in buckets.items()}
+    return {key: p50 for key, p50 in found.items() if p50 is not None}
 
 
 def device_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -11,7 +12,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from device_agent.protocol.canonical import sha256_hex
-from models_registry import lifecycle
+from models_registry import lifecycle, planning
 from models_registry.blobs import blobs
 from models_registry.errors import WrongState
 from models_registry.manifests import manifest_of
@@ -25,18 +26,11 @@ from models_registry.services.tailorings import (
     lock_builds,
     seek_build,
     settle,
+    start_all,
     start_build,
     verdict_for,
 )
-from quantize_worker.contract import (
-    BuildResult,
-    ModelFacts,
-    TailorPlan,
-    Target,
-    cancel_key,
-    digest,
-)
-from quantize_worker.plan import consider
+from quantize_worker.contract import BuildResult, ModelFacts, TailorPlan, Target, cancel_key
 from tenancy.actor import Actor
 from tenancy.audit import record
 
@@ -45,16 +39,30 @@ __all__ = ["apply_build_result", "apply_progress", "cancel_build", "request_buil
 _State = Build.State
 
 
+Latencies = Mapping[str, Mapping[str, float]]  # ms that devices reported, by class and build id
+
+
 @transaction.atomic
 def request_builds(
-    *, version: ModelVersion, targets: list[Target], actor: Actor, now: datetime | None = None
+    *,
+    version: ModelVersion,
+    targets: list[Target],
+    actor: Actor,
+    replan: bool = False,
+    learned: bool | None = None,
+    latencies: Latencies | None = None,
+    now: datetime | None = None,
 ) -> list[Tailoring]:
     """Tailor a version to device classes.
 
-    Asking again for an unchanged class changes nothing; a changed class is planned anew.
+    Asking again for an unchanged class changes nothing; a changed class is planned anew. That
+    more devices have reported their speed is no change; ``replan`` asks for their figures.
 
     Args:
         targets: snapshots of the classes.
+        replan: plan unchanged classes anew too, with what devices and builds have measured.
+        learned: have the rounding of INT4 weights learned; None: as it was asked for before.
+        latencies: what devices have reported; only plans that are made now take them.
 
     Raises:
         WrongState: if the version is not ready.
@@ -65,34 +73,59 @@ def request_builds(
         raise WrongState(
             f"{version} is {version.state}; builds need a version that is ready.", state=version.state
         )
-    facts = msgspec.convert(version.facts, ModelFacts)
-    tailorings = [_tailoring(version, facts, target, now) for target in targets]
+    facts = planning.facts_of(version)
+    reported = latencies or {}
+    planned = [
+        _tailoring(version, facts, target, dict(reported.get(target.name, {})), replan, learned, now)
+        for target in targets
+    ]
+    start_all(builds=[build for _, build in planned], now=now)
     record(
         tenant=version.tenant,
         actor=actor,
         action="build.request",
         subject_type="version",
         subject=version.pk,
-        after={"classes": [target.name for target in targets]},
+        after={"classes": [target.name for target in targets], "replan": replan, "learned": learned},
     )
-    return tailorings
+    return [tailoring for tailoring, _ in planned]
 
 
-def _tailoring(version: ModelVersion, facts: ModelFacts, target: Target, now: datetime) -> Tailoring:
-    target_digest = digest(target)
+def _tailoring(
+    version: ModelVersion,
+    facts: ModelFacts,
+    target: Target,
+    latencies: dict[str, float],
+    replan: bool,
+    learned: bool | None,
+    now: datetime,
+) -> tuple[Tailoring, Build | None]:
+    """The class's tailoring, and a build that is to be started for it."""
+    target_digest = planning.digest_of(target)
     known = Tailoring.objects.select_for_update().filter(version=version, class_name=target.name).first()
-    if known is not None and known.target_digest == target_digest:
-        return known
-    planned = consider(facts, target)
+    before = known.learned if known is not None else False
+    learned = before if learned is None else learned
+    if known is not None and known.target_digest == target_digest and learned == before and not replan:
+        return known, None
+    measured = planning.measured_builds(version, latencies)
+    planned = planning.plan(facts, target, measured, learned=learned)
+    outcome = planned.outcome
     values = {
         "target": msgspec.to_builtins(target),
         "target_digest": target_digest,
-        "candidates": msgspec.to_builtins(planned.candidates),
-        "reason": planned.impossible,
+        "candidates": msgspec.to_builtins(outcome.candidates),
+        "reason": outcome.impossible,
+        "nearest": msgspec.to_builtins(outcome.nearest),
         "position": 0,
-        "history": [left_out(rejection, now) for rejection in planned.rejections],
+        "replans": 0,
+        "learned": learned,
+        "latencies": latencies,
+        "history": [left_out(rejection, now) for rejection in outcome.rejections],
         "build": None,
         "state": Tailoring.State.BUILDING,
+        "planned_at": now,
+        "planned_ms": planned.took_ms,
+        "front": None,
     }
     if known is not None:
         lifecycle.next_state("tailoring", known.state, "replan")
@@ -100,8 +133,7 @@ def _tailoring(version: ModelVersion, facts: ModelFacts, target: Target, now: da
         version=version, class_name=target.name, defaults={**values, "tenant_id": version.tenant_id}
     )
     tailoring.version = version
-    seek_build(tailoring=tailoring, now=now)
-    return tailoring
+    return tailoring, seek_build(tailoring=tailoring, now=now)
 
 
 @transaction.atomic
@@ -149,11 +181,13 @@ def _locked(version_id: uuid.UUID) -> QuerySet[Build]:
 def _take_over(build: Build, result: BuildResult, now: datetime) -> None:
     assert result.artifact is not None
     assert result.quality is not None
+    unverified = bool((build.version.facts or {}).get("synthetic_samples"))
     body = manifest_of(
         build=build,
         plan=msgspec.convert(build.plan, TailorPlan),
         artifact=result.artifact,
         quality=result.quality,
+        unverified=unverified,
     ).encode()
     build.artifact = Artifact.objects.update_or_create(
         build=build,
@@ -170,7 +204,8 @@ def _take_over(build: Build, result: BuildResult, now: datetime) -> None:
     build.quality = msgspec.to_builtins(result.quality)
     waiting = waiting_for(build)
     accepted = not waiting or any(verdict_for(tailoring=each, build=build).accepted for each in waiting)
-    _end(build, "accept" if accepted else "reject", now, quality=build.quality, share=1.0)
+    event = "accept" if accepted else "reject"
+    _end(build, event, now, quality=build.quality, unverified=unverified, share=1.0)
     if accepted:
         claim_blobs(build)
     _pass_on(build, waiting, now)
@@ -183,9 +218,11 @@ def waiting_for(build: Build) -> list[Tailoring]:
 
 
 def _pass_on(build: Build, waiting: list[Tailoring], now: datetime) -> None:
+    following = []
     for tailoring in waiting:
         settle(tailoring=tailoring, build=build, now=now)
-        seek_build(tailoring=tailoring, now=now)
+        following.append(seek_build(tailoring=tailoring, now=now))
+    start_all(builds=following, now=now)
 
 
 def _end(build: Build, event: str, now: datetime, **changes: object) -> None:
@@ -246,7 +283,7 @@ def retry_build(*, build: Build, actor: Actor, now: datetime | None = None) -> B
     now = now or timezone.now()
     build = _locked(build.version_id).get(pk=build.pk)
     before = str(build.state)
-    if not start_build(build=build, event="start", now=now):
+    if before not in lifecycle.sources("build", "start"):
         raise WrongState(
             f"The build is {before}; only a failed or cancelled one can be tried again.", state=before
         )
@@ -257,6 +294,7 @@ def retry_build(*, build: Build, actor: Actor, now: datetime | None = None) -> B
             reason="",
             position=_position_of(tailoring, build),
         )
+    start_build(build=build, event="start", now=now)
     record(
         tenant=build.tenant,
         actor=actor,

@@ -17,13 +17,16 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from models_registry import lifecycle
-from models_registry.models import Build, ModelVersion, Release, UploadPart
+from models_registry.models import ModelVersion, Release, UploadPart
+from models_registry.services.batches import give_up, start_batch
 from models_registry.services.builds import fail_build
-from models_registry.services.leases import lease_until
+from models_registry.services.checks import refuse_for_our_fault
+from models_registry.services.fronts import draw_fronts
+from models_registry.services.inspections import restart_check
+from models_registry.services.leases import AnyWork, batching, building, checking, lease_until
 from models_registry.services.releases import TASK_SIGN_RELEASE, request_signature
 from models_registry.services.tailorings import lock_builds, start_build
 from models_registry.services.uploads import drop_staged
-from models_registry.services.versions import refuse_for_our_fault, restart_check
 from quantize_worker.contract import LEASE_S
 from tenancy.actor import SYSTEM
 from tenancy.audit import record
@@ -39,34 +42,27 @@ OUTBOX_KEPT = timedelta(days=7)
 ANSWERS_KEPT = timedelta(days=7)  # for repeated Idempotency-Keys
 BATCH = 500  # rows of each kind in one sweep
 
-_Work = ModelVersion | Build
-
 
 def sweep(*, now: datetime) -> dict[str, int]:
-    """Bring back lost work, publish waiting messages, drop what was abandoned.
+    """Bring back lost work, publish waiting messages, draw fronts, drop what was abandoned.
 
     Returns:
         how many of each were dealt with, by kind.
     """
     counts: Counter[str] = Counter()
-    for (version_id,) in list(_expired(_checking(), now)):
+    for (version_id,) in list(_expired(checking(), now)):
         counts[_sweep_version(version_id, now)] += 1
-    for build_id, version_id in list(_expired(_building(), now, "version_id")):
+    for batch_id, version_id in list(_expired(batching(), now, "version_id")):
+        counts[_sweep_batch(batch_id, version_id, now)] += 1
+    for build_id, version_id in list(_expired(building(), now, "version_id")):
         counts[_sweep_build(build_id, version_id, now)] += 1
     counts["signatures"] = _sweep_releases(now)
     counts["uploads_dropped"] = _drop_uploads(now)
     counts["messages_dropped"] = drop_sent(before=now - OUTBOX_KEPT)
     counts["answers_dropped"] = drop_idempotency_records(before=now - ANSWERS_KEPT)
     counts["messages_sent"] = _relay()
+    counts["fronts_drawn"] = draw_fronts()
     return {kind: count for kind, count in counts.items() if count}
-
-
-def _checking() -> QuerySet[ModelVersion]:
-    return ModelVersion.objects.filter(state=ModelVersion.State.CHECKING)
-
-
-def _building() -> QuerySet[Build]:
-    return Build.objects.filter(state=Build.State.BUILDING)
 
 
 def _expired(work: QuerySet[Any], now: datetime, *columns: str) -> QuerySet[Any, tuple[UUID, ...]]:
@@ -76,7 +72,7 @@ def _expired(work: QuerySet[Any], now: datetime, *columns: str) -> QuerySet[Any,
 
 @transaction.atomic
 def _sweep_version(version_id: UUID, now: datetime) -> str:
-    locked = _checking().select_for_update(skip_locked=True, of=("self",)).select_related("tenant")
+    locked = checking().select_for_update(skip_locked=True, of=("self",)).select_related("tenant")
     version = locked.filter(pk=version_id, lease_expires_at__lte=now).first()
     if version is None:
         return "overtaken"
@@ -89,9 +85,25 @@ def _sweep_version(version_id: UUID, now: datetime) -> str:
 
 
 @transaction.atomic
+def _sweep_batch(batch_id: UUID, version_id: UUID, now: datetime) -> str:
+    ModelVersion.objects.select_for_update().get(pk=version_id)
+    locked = batching().select_for_update(skip_locked=True, of=("self",)).select_related("version__tenant")
+    batch = locked.filter(pk=batch_id, lease_expires_at__lte=now).first()
+    if batch is None:
+        return "overtaken"
+    lost = f"the worker was lost in each of {batch.starts} attempts"
+    return _settle_lost(
+        batch,
+        now,
+        retry=lambda: start_batch(batch=batch, event="retry", now=now),
+        give_up=lambda: give_up(batch=batch, code="worker_lost", message=lost, now=now),
+    )
+
+
+@transaction.atomic
 def _sweep_build(build_id: UUID, version_id: UUID, now: datetime) -> str:
     lock_builds(version_id)
-    locked = _building().select_for_update(skip_locked=True, of=("self",)).select_related("version", "tenant")
+    locked = building().select_for_update(skip_locked=True, of=("self",)).select_related("version", "tenant")
     build = locked.filter(pk=build_id, lease_expires_at__lte=now).first()
     if build is None:
         return "overtaken"
@@ -110,7 +122,7 @@ def _sweep_build(build_id: UUID, version_id: UUID, now: datetime) -> str:
 
 
 def _settle_lost(
-    work: _Work, now: datetime, *, retry: Callable[[], object], give_up: Callable[[], object]
+    work: AnyWork, now: datetime, *, retry: Callable[[], object], give_up: Callable[[], object]
 ) -> str:
     if work.step == "" and _waits_its_turn(work, now):
         type(work).objects.filter(pk=work.pk, attempt=work.attempt).update(lease_expires_at=lease_until(now))
@@ -124,18 +136,25 @@ def _settle_lost(
     return "retried"
 
 
-def _waits_its_turn(work: _Work, now: datetime) -> bool:
-    """Whether workers are busy, and none with work that came after this: queues keep their order."""
-    alive = ~Q(step="") & Q(lease_expires_at__gt=now)
+def _waits_its_turn(work: AnyWork, now: datetime) -> bool:
+    """Whether workers of its queue are busy, none with work that came after: queues keep their order."""
+    alive = ~Q(step="") & Q(lease_expires_at__gt=now, queue=work.queue)
     later = alive & Q(enqueued_at__gt=work.enqueued_at)
-    busy = _checking().filter(alive).exists() or _building().filter(alive).exists()
-    return busy and not (_checking().filter(later).exists() or _building().filter(later).exists())
+    return _any(alive) and not _any(later)
+
+
+def _any(condition: Q) -> bool:
+    return any(work.filter(condition).exists() for work in _all_work())
+
+
+def _all_work() -> tuple[QuerySet[Any], ...]:
+    return checking(), batching(), building()
 
 
 def expire_leases(*, now: datetime) -> int:
     """Where no worker runs for certain: what one had begun is lost at once."""
     begun = ~Q(step="") & Q(lease_expires_at__gt=now)
-    return sum(work.filter(begun).update(lease_expires_at=now) for work in (_checking(), _building()))
+    return sum(work.filter(begun).update(lease_expires_at=now) for work in _all_work())
 
 
 def _sweep_releases(now: datetime) -> int:

@@ -1,4 +1,4 @@
-"""Writes of model versions: announce, receive, complete; then what the worker's check found."""
+"""Writes of model versions: announce, receive, complete; then they are inspected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from pathlib import PurePosixPath
 
 import msgspec
 from django.conf import settings
@@ -15,38 +15,31 @@ from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
-from models_registry import lifecycle
-from models_registry.blobs import blobs
 from models_registry.errors import InvalidUpload, UploadIncomplete, UploadTooLarge, WrongState
 from models_registry.models import Model, ModelVersion, UploadPart, VersionFile
-from models_registry.selectors import as_id
-from models_registry.services.leases import apply_progress, count_start, lease_of_attempt
+from models_registry.services.checks import source_of
+from models_registry.services.inspections import (
+    apply_inspect_result,
+    cancel_inspection,
+    recheck_version,
+    restart_check,
+)
+from models_registry.services.leases import apply_progress
 from models_registry.services.uploads import (
     drop_staged,
     finish_file,
     receive_part,
     store_parts,
 )
-from quantize_worker.contract import (
-    QUEUE_TAILOR,
-    TASK_INSPECT,
-    Blob,
-    InspectRequest,
-    InspectResult,
-    Source,
-    SourceFile,
-    cancel_key,
-    digest,
-    to_wire,
-)
+from quantize_worker.contract import digest
 from tenancy.actor import Actor
 from tenancy.audit import record
-from tenancy.outbox import enqueue
 
 __all__ = [
     "FileSpec",
     "apply_inspect_result",
     "apply_progress",
+    "cancel_inspection",
     "complete_version",
     "create_version",
     "discard_version",
@@ -58,7 +51,8 @@ __all__ = [
 ]
 
 MAX_FILES = 1000
-CHECK_FAILED = "check_failed"  # the one refusal that is our fault, not the model's
+CONFIG_FILE = "config.json"
+SAFETENSORS = ".safetensors"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _State = ModelVersion.State
 
@@ -112,6 +106,14 @@ def _check_file(spec: FileSpec) -> None:
         )
 
 
+def is_model_source(paths: list[str]) -> bool:
+    """Whether these files can be a model: an ONNX graph, or weights with the configuration beside them."""
+    if any(path.endswith(".onnx") for path in paths):
+        return True
+    folders = {PurePosixPath(path).parent for path in paths if path.endswith(SAFETENSORS)}
+    return any(str(folder / CONFIG_FILE) in paths for folder in folders)
+
+
 def _check_together(files: list[FileSpec]) -> None:
     total = sum(spec.size_bytes for spec in files)
     if total > settings.MAX_UPLOAD_BYTES:
@@ -119,8 +121,12 @@ def _check_together(files: list[FileSpec]) -> None:
     repeated = [path for path, count in Counter(spec.path for spec in files).items() if count > 1]
     if repeated:
         raise InvalidUpload(f"{repeated[0]} is announced twice.", code="duplicate_path")
-    if not any(spec.role == "model" and spec.path.endswith(".onnx") for spec in files):
-        raise InvalidUpload("There is no .onnx file with the role model.", code="missing_model_file")
+    if not is_model_source([spec.path for spec in files if spec.role == "model"]):
+        raise InvalidUpload(
+            "There is no model among the files with the role model: send an .onnx file (with its external data), "
+            f"or {CONFIG_FILE} and *{SAFETENSORS} in one folder.",
+            code="missing_model_file",
+        )
     for role in ("evaluation", "calibration"):
         sets = [spec for spec in files if spec.role == role]
         if len(sets) > 1 or any(not spec.path.endswith(".npz") for spec in sets):
@@ -236,65 +242,6 @@ def _start_check(version: ModelVersion, files: list[VersionFile], actor: Actor, 
 
 
 @transaction.atomic
-def restart_check(*, version: ModelVersion, event: str, now: datetime) -> bool:
-    """Hand the version to a worker as a new attempt.
-
-    Args:
-        event: of :data:`models_registry.lifecycle.VERSION`: complete, retry or recheck.
-
-    Returns:
-        False if another process was faster.
-    """
-    attempt = version.attempt + 1
-    moved = ModelVersion.objects.filter(
-        pk=version.pk, attempt=version.attempt, state__in=lifecycle.sources("version", event)
-    ).update(
-        state=lifecycle.result("version", event),
-        attempt=attempt,
-        step="",
-        share=0.0,
-        refusal_code="",
-        refusal_message="",
-        enqueued_at=now,
-        lease_expires_at=lease_of_attempt(version, now=now),
-    )
-    if moved:
-        request = InspectRequest(version=str(version.pk), attempt=attempt, source=source_of(version))
-        enqueue(tenant=version.tenant, task=TASK_INSPECT, queue=QUEUE_TAILOR, payload=to_wire(request))
-        if event == "retry":  # the message of the lost attempt may still be queued
-            stale = cancel_key(str(version.pk), version.attempt)
-            transaction.on_commit(lambda: blobs().put_bytes(b"", key=stale), robust=True)
-    return bool(moved)
-
-
-@transaction.atomic
-def recheck_version(*, version: ModelVersion, actor: Actor, now: datetime | None = None) -> ModelVersion:
-    """Check a version again whose check failed on our side.
-
-    Raises:
-        WrongState: if it was refused for a fault of its own, or not at all.
-    """
-    version.refresh_from_db()
-    if version.refusal_code != CHECK_FAILED:
-        raise WrongState(
-            f"{version} is {version.state}; only a check that failed on our side can be repeated. "
-            "Upload a corrected model as a new version.",
-            state=version.state,
-        )
-    ModelVersion.objects.filter(pk=version.pk).update(starts=0)
-    restart_check(version=version, event="recheck", now=now or timezone.now())
-    record(
-        tenant=version.tenant,
-        actor=actor,
-        action="version.recheck",
-        subject_type="version",
-        subject=version.pk,
-    )
-    version.refresh_from_db()
-    return version
-
-
-@transaction.atomic
 def discard_version(*, version: ModelVersion, actor: Actor) -> None:
     """Drop an upload that is not complete, with all that has been received.
 
@@ -314,88 +261,4 @@ def discard_version(*, version: ModelVersion, actor: Actor) -> None:
         subject_type="version",
         subject=version.pk,
         before={"model": version.model.name, "number": version.number},
-    )
-
-
-@transaction.atomic
-def apply_inspect_result(*, result: InspectResult, now: datetime | None = None) -> bool:
-    """Take over what the worker found.
-
-    Returns:
-        False if the attempt is stale or the version is not being checked: the result is ignored.
-    """
-    versions = ModelVersion.objects.select_for_update().filter(pk=as_id(result.version))
-    version = versions.filter(state=_State.CHECKING, attempt=result.attempt).first()
-    if version is None:
-        marker = cancel_key(result.version, result.attempt)
-        transaction.on_commit(lambda: blobs().delete(marker), robust=True)
-        return False
-    if result.status == "ready" and result.facts is not None:
-        return _settle(
-            version, "pass", facts=msgspec.to_builtins(result.facts), lineage=_lineage(version, result)
-        )
-    if result.status == "refused":
-        return _settle(
-            version,
-            "refuse",
-            refusal_code=result.code[:40] or "invalid_model",
-            refusal_message=result.message,
-        )
-    return _retry_or_refuse(version, result, now or timezone.now())
-
-
-def _retry_or_refuse(version: ModelVersion, result: InspectResult, now: datetime) -> bool:
-    if lifecycle.may_start_again(count_start(version)):
-        return restart_check(version=version, event="retry", now=now)
-    return refuse_for_our_fault(version=version, message=result.message)
-
-
-def refuse_for_our_fault(*, version: ModelVersion, message: str) -> bool:
-    """Give up checking: the model may be fine, our side is not."""
-    return _settle(
-        version,
-        "refuse",
-        refusal_code=CHECK_FAILED,
-        refusal_message=f"Checking the model failed on our side ({message or 'the worker was lost'}). "
-        "Ask the operator to look at the worker's log, then check the version again.",
-    )
-
-
-def _settle(version: ModelVersion, event: str, **changes: Any) -> bool:
-    return bool(
-        ModelVersion.objects.filter(
-            pk=version.pk, attempt=version.attempt, state__in=lifecycle.sources("version", event)
-        ).update(
-            state=lifecycle.result("version", event), lease_expires_at=None, step="", share=1.0, **changes
-        )
-    )
-
-
-def _lineage(version: ModelVersion, result: InspectResult) -> dict[str, Any]:
-    assert result.facts is not None
-    sets = version.files.exclude(role=VersionFile.Role.MODEL)
-    return {
-        "source_digest": version.source_digest,
-        **{f"{file.role}_sha256": file.sha256 for file in sets},
-        "synthetic_samples": result.facts.synthetic_samples,
-        "tool_versions": result.facts.tool_versions,
-    }
-
-
-def source_of(version: ModelVersion) -> Source:
-    """The version's files as the worker gets them, the graph before its external data."""
-    files = list(version.files.order_by("path"))
-    sets = {
-        file.role: Blob(sha256=file.sha256, size_bytes=file.size_bytes)
-        for file in files
-        if file.role != "model"
-    }
-    return Source(
-        files=[
-            SourceFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-            for file in files
-            if file.role == "model"
-        ],
-        evaluation=sets.get("evaluation"),
-        calibration=sets.get("calibration"),
     )

@@ -93,6 +93,74 @@ def embedder(*, rows: int = 500, width: int = 64) -> onnx.ModelProto:
     return model_of(nodes, inputs, outputs, weights)
 
 
+def encoder(*, rows: int = 300, width: int = 64) -> onnx.ModelProto:
+    """Table - attention of one head under a mask - norm - two-layer network - norm - masked mean, of unit length."""
+    generator = np.random.default_rng(4)
+    weights: dict[str, Any] = {
+        "table": _weight(generator, rows, width),
+        **{name: _weight(generator, width, width) for name in "qkvo"},
+        "up": _weight(generator, width, 2 * width),
+        "down": _weight(generator, 2 * width, width),
+        **{f"s{i}": np.ones(width, np.float32) for i in range(2)},
+        **{f"t{i}": np.zeros(width, np.float32) for i in range(2)},
+        "low": np.float32(-1e4),
+        "one": np.float32(1),
+        "first": np.array([1]),
+        "last": np.array([2]),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("Cast", ["mask"], ["m"], to=FLOAT),
+        helper.make_node("Sub", ["one", "m"], ["gone"]),
+        helper.make_node("Mul", ["gone", "low"], ["away"]),
+        helper.make_node("Unsqueeze", ["away", "first"], ["bias"]),
+        *(helper.make_node("MatMul", ["x", name], [f"{name}x"]) for name in "qkv"),
+        helper.make_node("Transpose", ["kx"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["qx", "kt"], ["scores"]),
+        helper.make_node("Add", ["scores", "bias"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["chances"], axis=-1),
+        helper.make_node("MatMul", ["chances", "vx"], ["mixed"]),
+        helper.make_node("MatMul", ["mixed", "o"], ["out"]),
+        helper.make_node("Add", ["x", "out"], ["h"]),
+        helper.make_node("LayerNormalization", ["h", "s0", "t0"], ["hn"]),
+        helper.make_node("MatMul", ["hn", "up"], ["wide"]),
+        helper.make_node("Relu", ["wide"], ["r"]),
+        helper.make_node("MatMul", ["r", "down"], ["narrow"]),
+        helper.make_node("Add", ["hn", "narrow"], ["y"]),
+        helper.make_node("LayerNormalization", ["y", "s1", "t1"], ["yn"]),
+        helper.make_node("Unsqueeze", ["m", "last"], ["m3"]),
+        helper.make_node("Mul", ["yn", "m3"], ["kept"]),
+        helper.make_node("ReduceMean", ["kept"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("LpNormalization", ["mean"], ["embedding"], axis=1, p=2),
+    ]
+    inputs = [helper.make_tensor_value_info(name, INT64, ["n", "seq"]) for name in ("ids", "mask")]
+    outputs = [helper.make_tensor_value_info("embedding", FLOAT, ["n", width])]
+    return model_of(nodes, inputs, outputs, weights)
+
+
+def mixed() -> onnx.ModelProto:
+    """Convolution over features, a GRU over its steps, and a product: one of each kind."""
+    generator = np.random.default_rng(6)
+    weights = {
+        "k": _weight(generator, 32, 16, 3),
+        "w": _weight(generator, 1, 96, 32),
+        "r": _weight(generator, 1, 96, 32),
+        "fc": _weight(generator, 32, 10),
+        "axis": np.array([0]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1]),
+        helper.make_node("Relu", ["c"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["steps"], perm=[2, 0, 1]),
+        helper.make_node("GRU", ["steps", "w", "r"], ["", "state"], hidden_size=32),
+        helper.make_node("Squeeze", ["state", "axis"], ["last"]),
+        helper.make_node("MatMul", ["last", "fc"], ["scores"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", FLOAT, ["n", 16, "time"])]
+    outputs = [helper.make_tensor_value_info("scores", FLOAT, ["n", 10])]
+    return model_of(nodes, inputs, outputs, weights)
+
+
 def linear(weight: np.ndarray) -> onnx.ModelProto:
     """MatMul, from 64 features."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]

@@ -34,48 +34,20 @@ from quantize_worker.contract import (
     BuildRequest,
     BuildResult,
     InspectResult,
-    LayerFacts,
     ModelFacts,
     Progress,
     QualityReport,
     Target,
-    TensorSpec,
     cancel_key,
     from_wire,
     to_wire,
 )
 from tenancy.actor import Actor
 from tenancy.models import App, OutboxMessage
+from tests.factories import make_facts
 
 MB = 2**20
-FACTS = ModelFacts(
-    inputs=[TensorSpec(name="ids", dtype="int64", shape=["batch", "seq"])],
-    outputs=[TensorSpec(name="embedding", dtype="float32", shape=["batch", 384])],
-    opset=17,
-    operators={"MatMul": 2},
-    parameters=20_000_000,
-    source_bytes=80 * MB,
-    weight_bytes=80 * MB,
-    quantizable_weight_bytes=80 * MB,
-    embedding_weight_bytes=0,
-    layers=[
-        LayerFacts(
-            name="layer",
-            operator="MatMul",
-            parameters=20_000_000,
-            quantizable=True,
-            sensitivity={"fp16": 1e-8, "int8-dynamic": 1e-4, "int8-qdq": 1e-4, "int4": 1e-3},
-        )
-    ],
-    samples=300,
-    measured_samples=100,
-    has_labels=False,
-    synthetic_samples=False,
-    accuracy=None,
-    latency_p50_ms=10.0,
-    memory_bytes=200 * MB,
-    tool_versions={"onnx": "1.23"},
-)
+FACTS = make_facts()
 
 
 def target(name: str = "mid", floor: float = 0.9, **changes: Any) -> Target:
@@ -164,6 +136,15 @@ def only_build(**filters: Any) -> Build:
     return Build.objects.get(**filters)
 
 
+def tried(tailoring: Tailoring) -> list[dict[str, Any]]:
+    """What became of the builds; what was left out and planned once more apart."""
+    return [entry for entry in fresh(tailoring).history if entry["build"]]
+
+
+def outcomes(tailoring: Tailoring) -> list[str]:
+    return [entry["outcome"] for entry in fresh(tailoring).history if entry["outcome"] != "left_out"]
+
+
 def fresh(tailoring: Tailoring) -> Tailoring:
     return Tailoring.objects.select_related("build").get(pk=tailoring.pk)
 
@@ -215,10 +196,10 @@ def test_request_build_ready(version: ModelVersion, actor: Actor) -> None:
     build = only_build()
     assert (build.state, build.attempt, build.precision) == ("building", 1, "int8-dynamic")
     message = OutboxMessage.objects.get()
-    assert (message.task, message.queue) == (TASK_BUILD, "tailor")
+    assert (message.task, message.queue) == (TASK_BUILD, "tailor.small")
     request = from_wire(message.payload, BuildRequest)
     assert (request.build, request.attempt) == (str(build.pk), 1)
-    assert (request.recipe.precision, request.facts) == ("int8-dynamic", FACTS)
+    assert (request.recipe.precision, request.facts, request.floors) == ("int8-dynamic", FACTS, [0.9])
     assert request.source.files[0].path == "model.onnx"
 
     progress(to_wire(beat(build)))
@@ -227,7 +208,7 @@ def test_request_build_ready(version: ModelVersion, actor: Actor) -> None:
     tailoring = fresh(tailoring)
     assert (build.state, tailoring.state, tailoring.build) == ("ready", "ready", build)
     assert (build.worker, build.share, build.lease_expires_at) == ("w1", 1.0, None)
-    (entry,) = tailoring.history
+    (entry,) = tried(tailoring)
     assert entry["outcome"] == "accepted"
     assert entry["quality"]["value"] == 0.99
     assert entry["size_bytes"] == 10 * MB
@@ -285,6 +266,8 @@ def test_equal_plans_share_a_build_and_each_floor_is_its_own(version: ModelVersi
     )
     build = only_build()
     assert fresh(strict).build == fresh(lax).build == build
+    request = from_wire(OutboxMessage.objects.get().payload, BuildRequest)
+    assert request.floors == [0.5, 0.95]  # of all that wait, in one message
     apply_build_result(result=built(build, quality=0.8))
     build.refresh_from_db()
     assert build.state == "ready"
@@ -292,23 +275,48 @@ def test_equal_plans_share_a_build_and_each_floor_is_its_own(version: ModelVersi
     moved = fresh(strict)
     assert moved.state == "building"
     assert moved.build is not None
-    assert moved.build.precision == "fp16"
-    assert [entry["outcome"] for entry in moved.history] == ["rejected"]
-    assert moved.history[0]["reason"] == "cosine 0.8000 on 100 of 300 samples is below the floor 0.95"
+    assert moved.build.plan["predicted_quality"] > 0.95
+    assert moved.build != build
+    assert outcomes(moved) == ["rejected", "replanned"]
+    assert tried(moved)[0]["reason"] == "cosine 0.8000 on 100 of 300 samples is below the floor 0.95"
 
 
-def test_rejected_until_impossible_with_the_reason(version: ModelVersion, actor: Actor) -> None:
-    (tailoring,) = request_builds(version=version, targets=[target(floor=0.95)], actor=actor)
-    for precision in ("int8-dynamic", "fp16", "fp32"):
+def test_rejected_replanned_once_then_careful_then_impossible(version: ModelVersion, actor: Actor) -> None:
+    (tailoring,) = request_builds(
+        version=version, targets=[target(floor=0.98, precisions=["int4", "int8"])], actor=actor
+    )
+    expected = []
+    for quality in (0.96, 0.965, 0.97):
         build = only_build(state="building")
-        assert build.precision == precision
-        apply_build_result(result=built(build, quality=0.9))
+        expected.append(build.plan["predicted_quality"])
+        apply_build_result(result=built(build, quality=quality))
     tailoring = fresh(tailoring)
-    assert (tailoring.state, tailoring.build) == ("impossible", None)
-    assert "int8-dynamic" in tailoring.reason
-    assert "fp32" in tailoring.reason
+    assert (tailoring.state, tailoring.build, tailoring.replans) == ("impossible", None, 1)
+    assert outcomes(tailoring) == ["rejected", "replanned", "rejected", "rejected"]
+    assert expected == sorted(expected)  # the corrected plan is more careful, the last one most
+    assert len({entry["recipe_digest"] for entry in tried(tailoring)}) == 3
+    for figure in ("0.9600", "0.9650", "0.9700"):
+        assert f"cosine {figure} on" in tailoring.reason
+    assert tailoring.nearest is not None
+    assert (tailoring.nearest["budget"], tailoring.nearest["needed"]) == ("floor", 0.97)
     assert {build.state for build in Build.objects.all()} == {"rejected"}
     assert TenantBlob.objects.count() == 0
+
+
+def test_the_corrected_plan_is_taken_when_it_holds(version: ModelVersion, actor: Actor) -> None:
+    (tailoring,) = request_builds(
+        version=version, targets=[target(floor=0.98, precisions=["int4", "int8"])], actor=actor
+    )
+    first = only_build()
+    apply_build_result(result=built(first, quality=0.96))
+    corrected = only_build(state="building")
+    assert corrected.plan["predicted_size_bytes"] > first.plan["predicted_size_bytes"]
+    assert any("corrected by 1 measured build" in reason for reason in corrected.plan["reasons"])
+    apply_build_result(result=built(corrected, quality=0.981))
+    tailoring = fresh(tailoring)
+    assert (tailoring.state, tailoring.build, tailoring.nearest) == ("ready", corrected, None)
+    assert tailoring.plan == corrected.plan
+    assert not Build.objects.filter(state="building").exists()  # the careful one was not needed
 
 
 def test_no_plan_at_all_names_memory(version: ModelVersion, actor: Actor) -> None:
@@ -316,6 +324,8 @@ def test_no_plan_at_all_names_memory(version: ModelVersion, actor: Actor) -> Non
     assert tailoring.state == "impossible"
     assert "memory" in tailoring.reason
     assert [entry["outcome"] for entry in tailoring.history] == ["left_out"] * 3
+    assert tailoring.nearest is not None
+    assert (tailoring.nearest["budget"], tailoring.nearest["allowed"]) == ("memory", MB)
     assert Build.objects.count() == 0
 
 
@@ -334,7 +344,7 @@ def test_a_rejected_build_serves_a_class_with_a_lower_floor(version: ModelVersio
 def test_too_big_for_the_class_is_rejected(version: ModelVersion, actor: Actor) -> None:
     (tailoring,) = request_builds(version=version, targets=[target()], actor=actor)
     apply_build_result(result=built(only_build(), size_bytes=1001 * MB))
-    assert "storage budget" in fresh(tailoring).history[0]["reason"]
+    assert "storage budget" in tried(tailoring)[0]["reason"]
 
 
 def test_the_models_fault_leads_to_the_next_candidate(version: ModelVersion, actor: Actor) -> None:
@@ -346,7 +356,8 @@ def test_the_models_fault_leads_to_the_next_candidate(version: ModelVersion, act
     moved = fresh(tailoring)
     assert moved.build is not None
     assert moved.build.precision == "fp16"
-    assert (moved.history[0]["outcome"], moved.history[0]["code"]) == ("failed", "unsupported_operator")
+    assert (tried(moved)[0]["outcome"], tried(moved)[0]["code"]) == ("failed", "unsupported_operator")
+    assert moved.replans == 0  # nothing was measured that a new plan could know
 
 
 def test_our_fault_is_tried_again_first(version: ModelVersion, actor: Actor) -> None:
@@ -504,9 +515,9 @@ def test_a_cancelled_result_nobody_asked_for_is_retried(version: ModelVersion, a
 def test_the_history_keeps_every_figure(version: ModelVersion, actor: Actor) -> None:
     (tailoring,) = request_builds(version=version, targets=[target(floor=0.95)], actor=actor)
     apply_build_result(result=built(only_build(), quality=0.9))
-    before = copy.deepcopy(fresh(tailoring).history)
+    before = copy.deepcopy(tried(tailoring))
     apply_build_result(result=built(only_build(state="building"), quality=0.99))
-    after = fresh(tailoring)
-    assert after.history[:1] == before
-    assert [entry["precision"] for entry in after.history] == ["int8-dynamic", "fp16"]
-    assert [entry["outcome"] for entry in after.history] == ["rejected", "accepted"]
+    after = tried(tailoring)
+    assert after[:1] == before
+    assert [entry["outcome"] for entry in after] == ["rejected", "accepted"]
+    assert after[0]["description"] == "int8-dynamic"

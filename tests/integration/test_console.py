@@ -27,10 +27,12 @@ from fleet.rollouts.services import create_rollout, start_rollout
 from fleet.telemetry.models import InferenceRow
 from models_registry.models import Alias, Build, Model, ModelVersion, Release, Tailoring, VersionFile
 from models_registry.services.builds import apply_build_result, request_builds
+from models_registry.services.fronts import draw_fronts
+from models_registry.services.leases import apply_progress
 from models_registry.services.releases import create_release, publish_release
 from models_registry.services.signing import initialise_repository
 from models_registry.services.versions import apply_inspect_result, put_single
-from quantize_worker.contract import InspectResult
+from quantize_worker.contract import InspectResult, Progress
 from tenancy.models import ApiToken, App, Tenant
 from tenancy.services import create_user
 from tests.factories import ACTOR, capability_report, make_class, make_devices, make_release
@@ -124,7 +126,12 @@ def world(app: App, tenant: Tenant) -> dict[str, Any]:
         changed_at=datetime.now(UTC),
     )
     AssignmentEvent.objects.create(tenant=tenant, assignment=assignment, state="failed", at=datetime.now(UTC))
-    return {"device": device, "version": version, "build": build, "release": release, "rollout": rollout}
+    draw_fronts()
+    tailoring = Tailoring.objects.get()
+    return {
+        "device": device, "version": version, "build": build, "tailoring": tailoring, "release": release,
+        "rollout": rollout,
+    }  # fmt: skip
 
 
 def addresses(world: dict[str, Any]) -> list[str]:
@@ -134,8 +141,18 @@ def addresses(world: dict[str, Any]) -> list[str]:
         *(reverse(f"console:{name}") for name in LISTS),
         reverse("console:device", args=ids["device"]),
         reverse("console:model", args=["minilm"]),
-        *(reverse(f"console:{name}", args=ids["version"]) for name in ("version", "version-live")),
-        *(reverse(f"console:{name}", args=ids["build"]) for name in ("build", "build-live", "build-latency")),
+        *(
+            reverse(f"console:{name}", args=ids["version"])
+            for name in ("version", "version-live", "version-preview")
+        ),
+        *(
+            reverse(f"console:{name}", args=ids["tailoring"])
+            for name in ("tailoring", "tailoring-live", "tailoring-layers")
+        ),
+        *(
+            reverse(f"console:{name}", args=ids["build"])
+            for name in ("build", "build-live", "build-layers", "build-latency")
+        ),
         *(reverse(f"console:{name}", args=ids["rollout"]) for name in ("rollout", "rollout-live")),
         reverse("console:trust-root"),
     ]
@@ -174,6 +191,94 @@ class TestPages:
         assert "(0.133 of 0.133) on 100 samples" in shown
         facts = client.get(reverse("console:version", args=[version.pk])).content.decode()
         assert "100 of 300 samples measured" in facts
+
+    def test_a_tailoring_explains_itself(self, admin: Client, world: dict[str, Any]) -> None:
+        page = admin.get(reverse("console:tailoring", args=[world["tailoring"].pk])).content.decode()
+        assert page.count("<svg class=") >= 2
+        for part in ("front-line", "mark-chosen", "mark-planned", "floor 0.9", "No budget kept it"):
+            assert part in page
+        assert "Smallest over the floor 0.9 for class entry" in page
+        layers = admin.get(reverse("console:tailoring-layers", args=[world["tailoring"].pk])).content.decode()
+        assert layers.count("/encoder/layer.") >= 20
+        assert "int8-dynamic: saves 3.0 MB" in layers
+        address = reverse("console:build-layers", args=[world["build"].pk])
+        assert b"No layer matches" in admin.get(address, {"search": "nothing"}).content
+        assert admin.get(address, {"format": "int8-dynamic", "from": "x"}).context["page"].found == 20
+
+    def test_what_was_predicted_stands_beside_what_was_measured(
+        self, admin: Client, world: dict[str, Any]
+    ) -> None:
+        figures = admin.get(reverse("console:build", args=[world["build"].pk])).context["figures"]
+        size = next(figure for figure in figures if figure.label == "Size")
+        assert (size.predicted, size.measured, size.difference) == ("20.4 MB", "10.5 MB", "-48.6 %")
+
+    def test_a_front_that_is_not_drawn_yet_is_asked_for_again(
+        self, admin: Client, world: dict[str, Any]
+    ) -> None:
+        address = reverse("console:tailoring", args=[world["tailoring"].pk])
+        assert b"every 2s" not in admin.get(address).content
+        Tailoring.objects.update(front=None)
+        assert b"every 2s" in admin.get(address).content
+        assert b"Being drawn" in admin.get(address).content
+        assert draw_fronts() == 1
+        live = reverse("console:tailoring-live", args=[world["tailoring"].pk])
+        assert admin.get(live)["HX-Refresh"] == "true"
+
+    def test_unverified_builds_say_so(self, admin: Client, world: dict[str, Any]) -> None:
+        for name, row in (("build", "build"), ("tailoring", "tailoring"), ("version", "version")):
+            address = reverse(f"console:{name}", args=[world[row].pk])
+            Build.objects.update(unverified=False)
+            assert b"badge-unverified" not in admin.get(address).content
+            Build.objects.update(unverified=True)
+            assert b"badge-unverified" in admin.get(address).content
+
+    def test_plans_are_previewed_without_a_trace(self, admin: Client, world: dict[str, Any]) -> None:
+        before = Tailoring.objects.values().get()
+        page = admin.get(reverse("console:version-preview", args=[world["version"].pk]))
+        assert b"Plans, without building" in page.content
+        assert [each.target.name for each in page.context["planned"]] == ["entry"]
+        assert Tailoring.objects.values().get() == before
+        assert Build.objects.count() == 1
+
+    def test_a_check_shows_step_worker_and_batches_and_can_be_cancelled(
+        self, admin: Client, app: App
+    ) -> None:
+        model = Model.objects.create(tenant=app.tenant, app=app, name="large")
+        version = put_single(model=model, data=[b"model"], size=5, actor=ACTOR)
+        progress = Progress(
+            subject=str(version.pk),
+            subject_kind="version",
+            attempt=1,
+            step="calibrate",
+            share=0.4,
+            worker="w7",
+        )
+        address = reverse("console:version", args=[version.pk])
+        assert b"of queue tailor.small" in admin.get(address).content
+        apply_progress(progress=progress)
+        page = admin.get(address).content.decode()
+        assert "Calibrate" in page
+        assert "on w7" in page
+        assert "began <time" in page
+        layers = [layer.name for layer in FACTS.layers]
+        apply_inspect_result(
+            result=InspectResult(
+                version=str(version.pk),
+                attempt=1,
+                status="ready",
+                facts=FACTS,
+                batches=[layers[:9], layers[9:]],
+            )
+        )
+        assert b"0 of 2 batches of layers are ready" in admin.get(address).content
+        live = reverse("console:version-live", args=[version.pk]) + "?was=checking"
+        assert not admin.get(live).has_header("HX-Refresh")
+        admin.post(reverse("console:version-cancel", args=[version.pk]))
+        page = admin.get(address).content.decode()
+        assert "Check cancelled" in page
+        assert "Check again" in page
+        assert admin.get(live)["HX-Refresh"] == "true"
+        assert b"Check cancelled" not in admin.get("/").content  # a person's wish needs no attention
 
     def test_signing_in_and_out(self, tenant: Tenant) -> None:
         create_user(tenant=tenant, username="ada", password=PASSWORD, role="admin")
@@ -381,6 +486,7 @@ MUTATIONS = {
     "version-alias": lambda w: [w["version"].pk],
     "version-discard": lambda w: [w["version"].pk],
     "version-recheck": lambda w: [w["version"].pk],
+    "version-cancel": lambda w: [w["version"].pk],
     "release-retry": lambda w: [w["release"].pk],
     "build-cancel": lambda w: [w["build"].pk],
     "build-retry": lambda w: [w["build"].pk],
@@ -396,8 +502,10 @@ class TestMutations:
     def test_the_list_of_mutations_is_complete(self) -> None:
         names = {name for name in get_resolver("fleet.console.urls").reverse_dict if isinstance(name, str)}
         pages = {*LISTS, *FORMS, "login", "logout", "device", "model", "class-edit", "trust-root"}
-        pages |= {f"{kind}{part}" for kind in ("version", "build", "rollout") for part in ("", "-live")}
-        assert names - pages - {"build-latency"} == set(MUTATIONS)
+        live = ("version", "build", "rollout", "tailoring")
+        pages |= {f"{kind}{part}" for kind in live for part in ("", "-live")}
+        pages |= {"build-latency", "build-layers", "tailoring-layers", "version-preview"}
+        assert names - pages == set(MUTATIONS)
 
     @pytest.mark.parametrize("name", sorted(MUTATIONS))
     def test_post_csrf_and_role_are_needed(self, world: dict[str, Any], tenant: Tenant, name: str) -> None:
@@ -486,6 +594,21 @@ class TestMutations:
         assert b"This field is required" in admin.post("/models/minilm", {}).content
         again = admin.post("/models", {"name": "minilm", "app": "search"})
         assert b"There is a model" in again.content
+
+    def test_several_files_make_one_model(self, admin: Client, app: App) -> None:
+        admin.post("/models", {"name": "minilm", "app": "search"})
+        names = ["config.json", "model.safetensors", "tokenizer.json"]
+        files = [SimpleUploadedFile(name, name.encode()) for name in names]
+        admin.post("/models/minilm", {"model": files})
+        assert sorted(VersionFile.objects.values_list("path", flat=True)) == names
+        assert set(VersionFile.objects.values_list("role", flat=True)) == {"model"}
+        files = [SimpleUploadedFile(name, name.encode()) for name in ("graph.onnx", "graph.onnx.data")]
+        admin.post("/models/minilm", {"model": files})
+        paths = VersionFile.objects.filter(version__number=2).values_list("path", flat=True)
+        assert sorted(paths) == ["graph.onnx", "graph.onnx.data"]
+        refused = admin.post("/models/minilm", {"model": SimpleUploadedFile("model.safetensors", b"x")})
+        assert b"config.json and *.safetensors" in refused.content
+        assert ModelVersion.objects.count() == 2
 
     def test_from_tailoring_to_rollout(self, admin: Client, world: dict[str, Any]) -> None:
         version, release = world["version"], world["release"]

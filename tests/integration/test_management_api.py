@@ -18,13 +18,23 @@ from django.test import Client
 from fleet.devices.models import Device
 from fleet.devices.services import store_capabilities
 from fleet.telemetry.models import InferenceRow
-from models_registry.models import Build, Model, ModelVersion, Release, UploadPart, VersionFile
+from models_registry.models import (
+    Build,
+    Model,
+    ModelVersion,
+    Release,
+    Tailoring,
+    UploadPart,
+    VersionFile,
+)
 from models_registry.services.builds import apply_build_result
+from models_registry.services.fronts import draw_fronts
+from models_registry.services.leases import apply_progress
 from models_registry.services.releases import publish_release
 from models_registry.services.signing import initialise_repository
 from models_registry.services.sweeper import ANSWERS_KEPT, sweep
 from models_registry.services.versions import apply_inspect_result
-from quantize_worker.contract import InspectResult
+from quantize_worker.contract import InspectResult, Progress
 from tenancy.models import ApiToken, App, AuditEntry, IdempotencyRecord, Tenant
 from tenancy.scopes import SCOPES
 from tenancy.services import create_api_token, create_user
@@ -103,11 +113,17 @@ def announced(api: Api, *specs: dict[str, Any]) -> dict[str, Any]:
     return version
 
 
-def ready_version(api: Api) -> dict[str, Any]:
-    """A version that a worker found fine."""
+def checking_version(api: Api) -> dict[str, Any]:
+    """A version that waits for a worker."""
     version = announced(api)
     api.ok("PUT", f"versions/{version['id']}/files/model.onnx", raw=MODEL_BYTES)
-    api.ok("POST", f"versions/{version['id']}/complete", status=202)
+    completed: dict[str, Any] = api.ok("POST", f"versions/{version['id']}/complete", status=202)
+    return completed
+
+
+def ready_version(api: Api) -> dict[str, Any]:
+    """A version that a worker found fine."""
+    version = checking_version(api)
     result = InspectResult(version=version["id"], attempt=1, status="ready", facts=FACTS)
     assert apply_inspect_result(result=result)
     checked: dict[str, Any] = api.ok("GET", f"versions/{version['id']}")
@@ -365,7 +381,141 @@ class TestBuilds:
         build = api.ok("GET", "builds?state=failed")["results"][0]
         assert (build["error_code"], build["fault"]) == ("unsupported_operator", "model")
         tailoring = api.ok("GET", f"versions/{version['id']}/tailorings")["results"][0]
-        assert tailoring["history"][0]["outcome"] == "failed"
+        assert [entry["outcome"] for entry in tailoring["history"] if entry["build"]] == ["failed"]
+
+
+class TestPlans:
+    def test_a_tailoring_explains_itself(self, api: Api) -> None:
+        version = tailored_version(api)
+        draw_fronts()
+        listed = api.ok("GET", f"versions/{version['id']}/tailorings")["results"][0]
+        assert listed["predicted"]["size_bytes"] > listed["build"]["size_bytes"] > 0
+        assert listed["build"]["description"] == "int8-dynamic"
+        assert (listed["replans"], listed["nearest"]) == (0, None)
+        assert listed["planned_ms"] > 0
+        row = api.ok("GET", f"tailorings/{listed['id']}")
+        assert len(row["plan"]["layers"]) == len(FACTS.layers)
+        layer = row["plan"]["layers"][0]
+        assert (layer["layer"], layer["format"]) == (FACTS.layers[0].name, "int8-dynamic")
+        assert layer["reason"].startswith("int8-dynamic: saves")
+        assert row["plan"]["reasons"]
+        assert {"size_bytes", "quality", "formats"} <= set(row["front"][0])
+        assert api.ok("GET", f"builds/{row['build']['id']}/layers")["layers"] == row["plan"]["layers"]
+        assert api.problem("GET", f"tailorings/{uuid.uuid4()}")["code"] == "tailoring_not_found"
+
+    def test_nothing_that_fits_comes_with_what_would(self, api: Api) -> None:
+        version = ready_version(api)
+        api.ok("POST", "device-classes", {"name": "tiny", **CLASS, "memory_bytes": 1_000_000}, 201)
+        api.ok("POST", f"versions/{version['id']}/builds", {}, 202)
+        row = api.ok("GET", f"versions/{version['id']}/tailorings")["results"][0]
+        assert (row["state"], row["nearest"]["budget"]) == ("impossible", "memory")
+        assert row["nearest"]["needed"] > row["nearest"]["allowed"] == 1_000_000
+
+    def test_a_preview_builds_nothing(self, api: Api) -> None:
+        version = ready_version(api)
+        path = f"versions/{version['id']}/preview"
+        assert api.problem("POST", path, {})["code"] == "no_classes"
+        api.ok("POST", "device-classes", {"name": "mid", **CLASS}, 201)
+        (plan,) = api.ok("POST", path, {})["plans"]
+        assert (plan["class_name"], plan["impossible"], plan["front"]) == ("mid", "", None)
+        first = plan["candidates"][0]
+        assert (first["precision"], first["description"]) == ("int8-dynamic", "int8-dynamic")
+        assert first["predicted"]["quality"] > CLASS["quality_floor"]
+        assert [each["precision"] for each in plan["left_out"]] == ["fp32"]
+        assert api.ok("POST", path, {"classes": ["mid"], "front": True})["plans"][0]["front"]
+        assert api.problem("POST", path, {"classes": ["gone"]})["code"] == "unknown_class"
+        assert not Build.objects.exists()
+
+    def test_a_class_that_does_not_exist_yet_is_previewed(self, api: Api) -> None:
+        version = ready_version(api)
+        path = f"versions/{version['id']}/preview"
+        body = {name: value for name, value in CLASS.items() if name != "filter"}
+        wanted = {**body, "precisions": ["int4", "int8"], "quality_floor": 0.98, "objective": "quality"}
+        (plan,) = api.ok("POST", path, {"target": wanted})["plans"]
+        assert (plan["class_name"], plan["candidates"][0]["precision"]) == ("preview", "int8")
+        (tiny,) = api.ok("POST", path, {"target": {**wanted, "storage_bytes": 9}})["plans"]
+        assert (tiny["candidates"], tiny["nearest"]["budget"]) == ([], "storage")
+        problem = api.problem("POST", path, {"target": {**wanted, "precisions": ["int3"]}})
+        assert problem["code"] == "validation_failed"
+        problem = api.problem("POST", path, {"target": {**wanted, "latency_ms": 0}})
+        assert (problem["code"], problem["field"]) == ("invalid_device_class", "latency_ms")
+
+    def test_previews_need_a_version_that_is_ready(self, api: Api) -> None:
+        version = announced(api)
+        api.ok("POST", "device-classes", {"name": "mid", **CLASS}, 201)
+        assert api.problem("POST", f"versions/{version['id']}/preview", {})["code"] == "wrong_state"
+
+    def test_planning_anew_is_asked_for(self, api: Api) -> None:
+        version = tailored_version(api)
+        first = api.ok("GET", f"versions/{version['id']}/tailorings")["results"][0]
+        path = f"versions/{version['id']}/builds"
+        (same,) = api.ok("POST", path, {}, 202)["tailorings"]
+        assert same["planned_at"] == first["planned_at"]
+        (anew,) = api.ok("POST", path, {"replan": True}, 202)["tailorings"]
+        assert anew["planned_at"] != first["planned_at"]
+        assert anew["state"] in ("ready", "building")
+
+
+class TestChecks:
+    def test_progress_per_step_and_batch_is_visible(self, api: Api) -> None:
+        version = checking_version(api)
+        path = f"versions/{version['id']}"
+        assert (version["queue"], version["since"], version["worker"]) == ("tailor.small", None, "")
+        subject = Progress(
+            subject=version["id"], subject_kind="version", attempt=1, step="calibrate", share=0.4, worker="w1"
+        )
+        assert apply_progress(progress=subject)
+        row = api.ok("GET", path)
+        assert (row["step"], row["share"], row["worker"]) == ("calibrate", 0.4, "w1")
+        assert row["since"]
+        names = [layer.name for layer in FACTS.layers]
+        result = InspectResult(
+            version=version["id"], attempt=1, status="ready", facts=FACTS, batches=[names[:5], names[5:]]
+        )
+        assert apply_inspect_result(result=result)
+        batches = api.ok("GET", path)["batches"]
+        assert [(each["number"], each["layers"], each["state"]) for each in batches] == [
+            (1, 5, "building"),
+            (2, 15, "building"),
+        ]
+
+    def test_a_check_is_cancelled_and_goes_on(self, api: Api) -> None:
+        version = checking_version(api)
+        path = f"versions/{version['id']}"
+        row = api.ok("POST", f"{path}/cancel")
+        assert (row["state"], row["refusal_code"]) == ("refused", "cancelled")
+        assert api.problem("POST", f"{path}/cancel")["code"] == "wrong_state"
+        assert api.ok("POST", f"{path}/recheck", status=202)["state"] == "checking"
+
+    def test_lists_leave_out_what_is_long(self, api: Api) -> None:
+        version = ready_version(api)
+        assert len(version["facts"]["layers"]) == len(FACTS.layers)
+        (listed,) = api.ok("GET", "versions")["results"]
+        assert "layers" not in listed["facts"]
+        assert listed["facts"]["parameters"] == version["facts"]["parameters"]
+
+    @pytest.mark.parametrize(
+        ("paths", "taken"),
+        [
+            (["bert/config.json", "bert/model.safetensors", "bert/tokenizer.json"], True),
+            (["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"], True),
+            (["model.onnx", "config.json"], True),
+            (["model.safetensors"], False),
+            (["config.json", "weights/model.safetensors"], False),
+            (["config.json"], False),
+        ],
+    )
+    def test_a_model_is_a_graph_or_weights_with_their_configuration(
+        self, api: Api, paths: list[str], taken: bool
+    ) -> None:
+        api.ok("POST", "models", {"name": "minilm"}, 201)
+        body = {"files": [file_spec(path=path) for path in paths]}
+        if taken:
+            assert api.ok("POST", "models/minilm/versions", body, 201)["state"] == "uploading"
+        else:
+            problem = api.problem("POST", "models/minilm/versions", body)
+            assert problem["code"] == "missing_model_file"
+            assert "safetensors" in problem["detail"]
 
 
 class TestDevices:
@@ -410,6 +560,19 @@ class TestDevices:
         assert api.ok("GET", "device-classes")["results"] == [second]
         api.ok("DELETE", "device-classes/mid", status=204)
         assert api.problem("GET", "device-classes/mid")["code"] == "device_class_not_found"
+
+    def test_a_class_has_an_objective_and_a_declared_power(self, api: Api) -> None:
+        plain = api.ok("POST", "device-classes", {"name": "mid", **CLASS}, 201)
+        assert (plain["objective"], plain["active_power_mw"]) == ("size", None)
+        precisions = ["int8", "int8-qdq16"]
+        body = {**CLASS, "objective": "latency", "active_power_mw": 900.0, "precisions": precisions}
+        changed = api.ok("PUT", "device-classes/mid", body)
+        assert (changed["objective"], changed["active_power_mw"]) == ("latency", 900.0)
+        assert (changed["precisions"], changed["version"]) == (precisions, 2)
+        problem = api.problem("PUT", "device-classes/mid", {**CLASS, "objective": "price"})
+        assert "size, latency, quality" in problem["errors"]["objective"][0]
+        problem = api.problem("PUT", "device-classes/mid", {**CLASS, "active_power_mw": 0})
+        assert problem["code"] == "invalid_device_class"
 
     def test_a_classs_filter_is_checked_when_stored(self, api: Api) -> None:
         problem = api.problem("POST", "device-classes", {"name": "mid", **CLASS, "filter": "ram =="})
@@ -526,6 +689,10 @@ class TestTenants:
             ("GET", f"versions/{version['id']}"),
             ("DELETE", f"versions/{version['id']}"),
             ("POST", f"versions/{version['id']}/builds"),
+            ("POST", f"versions/{version['id']}/preview"),
+            ("POST", f"versions/{version['id']}/cancel"),
+            ("GET", f"tailorings/{Tailoring.objects.get().pk}"),
+            ("GET", f"builds/{build.pk}/layers"),
             ("GET", f"versions/{version['id']}/telemetry"),
             ("GET", f"builds/{build.pk}"),
             ("GET", f"builds/{build.pk}/manifest"),

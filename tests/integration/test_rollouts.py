@@ -557,7 +557,8 @@ def test_why_not_yet(app: App, fleet: Fleet) -> None:
     def reason(device: Device) -> str:
         return selectors.why_not_yet(device)[0].reason
 
-    assert reason(outside) == "Not its group yet: 10% of class entry are in."
+    share = RolloutTrack.objects.get(rollout=rollout).threshold  # 10 %, or what one device needs
+    assert reason(outside) == f"Not its group yet: {share:.0%} of class entry are in."
     assert reason(inside) == "Offered; the device has not come for it yet."
     (offer,) = fleet.offers(inside)
     fleet.report(inside, offer, "offered", waiting="wifi")

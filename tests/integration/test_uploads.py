@@ -78,7 +78,7 @@ def test_files_in_parts_then_complete(
     assert blobs.get_bytes(blob_key(hashlib.sha256(GRAPH).hexdigest())) == GRAPH
     assert list(blobs.list("staging")) == []
     message = OutboxMessage.objects.get()
-    assert (message.task, message.queue) == (TASK_INSPECT, "tailor")
+    assert (message.task, message.queue) == (TASK_INSPECT, "tailor.small")
     request = from_wire(message.payload, InspectRequest)
     assert request.version == str(version.pk)
     assert [(file.path, file.size_bytes) for file in request.source.files] == [

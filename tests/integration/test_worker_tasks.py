@@ -41,12 +41,13 @@ from quantize_worker.contract import (
     blob_key,
     cancel_key,
 )
+from quantize_worker.desk import Desk
 from quantize_worker.errors import Cancelled, SandboxFailed
+from quantize_worker.jobs import run_build, run_inspect
 from quantize_worker.sandbox import Sandbox, find_bubblewrap
 from quantize_worker.steps.confinement import Limits
 from quantize_worker.steps.exchange import Job, Step
 from quantize_worker.storage import job_folder, resume, store_chunks
-from quantize_worker.tasks import Desk, run_build, run_inspect
 from tests.integration import onnx_models
 
 RECIPE = Recipe(
@@ -182,7 +183,7 @@ def test_a_model_that_never_ends_is_refused(desk: Desk, recorder: Recorder, stor
     run_inspect(InspectRequest(version="v", attempt=1, source=source), impatient)
     result = recorder.inspected()
     assert (result.status, result.code) == ("refused", "resource_limit")
-    assert len([p for p in recorder.progress() if p.step == "measure"]) > 3  # heartbeats within the step
+    assert len([p for p in recorder.progress() if p.step == "prepare"]) > 3  # heartbeats within the step
 
 
 def test_an_upload_whose_path_leaves_the_folder(desk: Desk, recorder: Recorder, store: BlobStore) -> None:
@@ -357,7 +358,7 @@ def test_killing_the_worker_ends_its_child(confined: bool, tmp_path: Path) -> No
     ) as worker:
         assert worker.stdout is not None
         for line in worker.stdout:
-            if line.strip() == "measure":  # the child now hangs in the model
+            if line.strip() == "prepare":  # the child now hangs in the model
                 break
         assert children_with(tmp_path)
         worker.send_signal(signal.SIGKILL)
@@ -442,7 +443,7 @@ def test_stop_ends_the_child(tmp_path: Path) -> None:
     stop = threading.Event()
 
     def on_step(step: Step) -> None:
-        if step.step == "measure":
+        if step.step == "prepare":
             stop.set()
 
     job = Job(kind="inspect", files=files, limits=Limits(wall_s=300, memory_bytes=16 << 30))

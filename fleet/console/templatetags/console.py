@@ -18,9 +18,9 @@ ICONS = Path(__file__).parents[1] / "static" / "vendor" / "tabler-icons-3.51.0"
 _COLOURS = {
     "green": "ready active accepted finished published",
     "azure": "building running checking uploading downloading verifying staged testing signing offered",
-    "cyan": "soaking",
+    "cyan": "soaking replanned",
     "yellow": "pending paused",
-    "orange": "rejected impossible",
+    "orange": "rejected impossible left_out",
     "red": "failed refused rolled_back",
     "secondary": "waiting excluded draft planned cancelled decommissioned expired unknown",
 }
@@ -69,6 +69,15 @@ def emulated(is_emulated: bool = True) -> SafeString:
         return SafeString("")
     title = "The CPU stands in for this accelerator; figures are not those of real hardware."
     return format_html('<span class="badge badge-emulated" title="{}">emulated</span>', title)
+
+
+@register.simple_tag
+def unverified(is_unverified: bool = True) -> SafeString:
+    """The label of figures that rest on generated inputs."""
+    if not is_unverified:
+        return SafeString("")
+    title = "There is no evaluation set: quality was measured on generated inputs and says little."
+    return format_html('<span class="badge badge-unverified" title="{}">unverified</span>', title)
 
 
 @register.simple_tag

@@ -7,6 +7,7 @@ import math
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from django import template
 from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.utils.html import format_html
@@ -40,7 +41,7 @@ def size(value: Any) -> str:
 
 @register.filter
 def ms(value: Any) -> str:
-    if not known(value):
+    if not known(value) or value == 0:  # nothing takes no time: it was not measured
         return NOTHING
     if 0 < value < 0.01:
         return "<0.01 ms"
@@ -143,3 +144,60 @@ def seconds(value: float) -> str:
             number = value / length
             return f"{number:g} {unit}{'' if number == 1 else 's'}"
     return f"{value:g} s"
+
+
+@register.filter
+def loss(value: Any) -> str:
+    """A loss of quality, with two digits that count."""
+    if not known(value):
+        return NOTHING
+    if abs(value) < 1e-8:
+        return "0"
+    return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+@register.filter
+def by_share(shares: dict[str, float]) -> list[tuple[str, float]]:
+    """Shares, the largest first."""
+    return sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+_OBJECTIVES = {
+    "size": "the smallest over the floor",
+    "latency": "the fastest over the floor",
+    "quality": "the best within the budgets",
+}
+
+
+@register.filter
+def objective(name: str) -> str:
+    return _OBJECTIVES.get(name, name)
+
+
+@register.filter
+def plain(value: Any) -> str:
+    """A figure with the digits that it was given with."""
+    return f"{value:g}" if known(value) else NOTHING
+
+
+_UNITS = {"latency": ms, "energy": lambda value: f"{value:.3g} mWh", "floor": plain}
+
+
+@register.filter
+def advice(nearest: Any) -> str:
+    """What would have to change for a class that can carry nothing, as a sentence.
+
+    Args:
+        nearest: of quantize_worker.plan, as it is or as it is stored.
+    """
+    found = nearest if isinstance(nearest, dict) else msgspec.to_builtins(nearest)
+    each = [_change(one) for one in (found, *found["also"])]
+    text = (" and " if found["together"] else ", or ").join(each)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _change(one: dict[str, Any]) -> str:
+    shown = _UNITS.get(one["budget"], size)
+    name = "the quality floor" if one["budget"] == "floor" else one["budget"]
+    verb = "lower" if one["budget"] == "floor" else "raise"
+    return f"{verb} {name} from {shown(one['allowed'])} to {shown(one['needed'])}"

@@ -11,6 +11,9 @@ from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 
 from fleet.console.access import ConsoleRequest, action, page
+from fleet.console.comparison import comparison
+from fleet.console.layers import by_format
+from fleet.console.views.tailorings import measured_figures
 from fleet.telemetry.selectors import build_latency_series, build_summary
 from models_registry import lifecycle, selectors
 from models_registry.models import Build
@@ -22,10 +25,13 @@ SHORTEST_WINDOW_S = 3600
 @page("models", "builds:read", "telemetry:read")
 def build(request: ConsoleRequest, build_id: uuid.UUID) -> HttpResponse:
     row = selectors.build(request.tenant, build_id)
+    summary = build_summary(request.tenant, [row])[row.pk]
     context = _live(row) | {
         "manifest": _manifest(row),
-        "summary": build_summary(request.tenant, [row])[row.pk],
+        "summary": summary,
         "recipe": row.plan.get("recipe", {}),
+        "formats": by_format(row.plan.get("choices", [])),
+        "figures": comparison(row.plan, measured_figures(row), device_ms=summary.p50_ms),
     }
     return render(request, "console/build.html", context)
 

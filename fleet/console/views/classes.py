@@ -10,14 +10,17 @@ from fleet.console.access import ConsoleRequest, action, form_page, page
 from fleet.console.forms import MB, DeviceClassForm, sent
 from fleet.devices import selectors, services
 from fleet.devices.models import DeviceClass
+from fleet.devices.speed import speeds_of
 from tenancy.errors import ProblemError
 
 
 @page("classes", "devices:read")
 def classes(request: ConsoleRequest) -> HttpResponse:
+    rows = list(selectors.classes_of(request.tenant))
     context = {
-        "classes": selectors.classes_of(request.tenant),
+        "classes": rows,
         "counts": selectors.class_counts(request.tenant),
+        "speeds": speeds_of(request.tenant, rows),
     }
     return render(request, "console/classes.html", context)
 

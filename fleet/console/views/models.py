@@ -77,26 +77,38 @@ def model(request: ConsoleRequest, name: str) -> HttpResponse:
 def _uploaded(request: ConsoleRequest, model: Model, form: UploadForm) -> ModelVersion | None:
     if not form.is_valid():
         return None
-    files = {role: file for role, file in form.cleaned_data.items() if file}
     try:
-        return _receive(request, model, files)
+        return _receive(request, model, list(_announced(form)))
     except ProblemError as refusal:
         form.add_problem(refusal.detail)
         return None
 
 
-def _receive(request: ConsoleRequest, model: Model, files: dict[str, UploadedFile]) -> ModelVersion:
+def _announced(form: UploadForm) -> Iterator[tuple[str, str, UploadedFile]]:
+    """Role, path and content of each file. A graph on its own is always model.onnx."""
+    chosen: list[UploadedFile] = form.cleaned_data["model"]
+    for file in chosen:
+        name = str(file.name)
+        alone = len(chosen) == 1 and name.endswith(".onnx")
+        yield "model", "model.onnx" if alone else name, file
+    for role in ("evaluation", "calibration"):
+        if form.cleaned_data[role]:
+            yield role, f"{role}.npz", form.cleaned_data[role]
+
+
+def _receive(
+    request: ConsoleRequest, model: Model, files: list[tuple[str, str, UploadedFile]]
+) -> ModelVersion:
     """An upload by form: announced, received and completed at once, or discarded."""
-    paths = {role: "model.onnx" if role == "model" else f"{role}.npz" for role in files}
     specs = [
-        FileSpec(role=role, path=paths[role], size_bytes=file.size or 0, sha256=_sha256(file))
-        for role, file in files.items()
+        FileSpec(role=role, path=path, size_bytes=file.size or 0, sha256=_sha256(file))
+        for role, path, file in files
     ]
     version = uploads.create_version(model=model, files=specs, actor=request.actor)
     try:
-        for role, file in files.items():
+        for _, path, file in files:
             uploads.receive_part(
-                version=version, path=paths[role], offset=0, stream=_chunks(file), actor=request.actor
+                version=version, path=path, offset=0, stream=_chunks(file), actor=request.actor
             )
         return uploads.complete_version(version=version, actor=request.actor)
     except BaseException:
@@ -138,4 +150,10 @@ def discard(request: ConsoleRequest, version_id: uuid.UUID) -> HttpResponse:
 @action("models:write")
 def recheck(request: ConsoleRequest, version_id: uuid.UUID) -> HttpResponse:
     uploads.recheck_version(version=selectors.version(request.tenant, version_id), actor=request.actor)
+    return redirect("console:version", version_id=version_id)
+
+
+@action("models:write")
+def cancel(request: ConsoleRequest, version_id: uuid.UUID) -> HttpResponse:
+    uploads.cancel_inspection(version=selectors.version(request.tenant, version_id), actor=request.actor)
     return redirect("console:version", version_id=version_id)

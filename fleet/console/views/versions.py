@@ -10,11 +10,12 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 
 from fleet.console.access import ConsoleRequest, action, page
-from fleet.devices.selectors import classes_of, target_of
+from fleet.devices.selectors import classes_of
+from fleet.tailoring import tailor
 from models_registry import selectors
-from models_registry.models import ModelVersion, Release, Tailoring
-from models_registry.services import builds as builds_services
+from models_registry.models import CandidateBatch, ModelVersion, Release, Tailoring
 from models_registry.services import releases as releases_services
+from models_registry.services.checks import CHECKED_AGAIN
 
 
 @page("models", "models:read", "builds:read")
@@ -24,20 +25,26 @@ def version(request: ConsoleRequest, version_id: uuid.UUID) -> HttpResponse:
         "aliases": row.aliases.order_by("name"),
         "operators": _operators(row),
         "classes": classes_of(request.tenant),
+        "can_recheck": row.refusal_code in CHECKED_AGAIN,
     }
+    context["tailored"] = bool(context["tailorings"])
     return render(request, "console/version.html", context)
 
 
 @page("models", "models:read", "builds:read")
 def version_live(request: ConsoleRequest, version_id: uuid.UUID) -> HttpResponse:
-    """The part of the page that changes while workers work."""
+    """The part of the page that changes while workers work; with the state the whole page changes."""
     row = selectors.version(request.tenant, version_id)
-    return render(request, "console/_version_live.html", _live(request, row))
+    response = render(request, "console/_version_live.html", _live(request, row))
+    if request.GET.get("was", row.state) != row.state:
+        response["HX-Refresh"] = "true"
+    return response
 
 
 def _live(request: ConsoleRequest, row: ModelVersion) -> dict[str, Any]:
     tailorings = list(selectors.tailorings_of(row))
     releases = list(selectors.releases_of(request.tenant, version=row))
+    batches = list(selectors.batches_of(row)) if row.state == ModelVersion.State.CHECKING else []
     building = any(each.state == Tailoring.State.BUILDING for each in tailorings)
     signing = any(each.state == Release.State.SIGNING for each in releases)
     return {
@@ -47,8 +54,10 @@ def _live(request: ConsoleRequest, row: ModelVersion) -> dict[str, Any]:
             {"class_name": each.class_name, **entry}
             for each in tailorings
             for entry in each.history
-            if entry["outcome"] != "accepted"
+            if entry["outcome"] not in ("accepted", "replanned", "left_out")
         ],
+        "batches": batches,
+        "batches_ready": sum(batch.state == CandidateBatch.State.READY for batch in batches),
         "releases": releases,
         "releasable": not building and any(each.state == Tailoring.State.READY for each in tailorings),
         "busy": building or signing or row.state == ModelVersion.State.CHECKING,
@@ -62,13 +71,16 @@ def _operators(row: ModelVersion) -> list[tuple[str, int]]:
 
 @action("builds:write")
 def build(request: ConsoleRequest, version_id: uuid.UUID) -> HttpResponse:
-    row = selectors.version(request.tenant, version_id)
-    wanted = set(request.POST.getlist("class"))
-    targets = [target_of(each) for each in classes_of(request.tenant) if not wanted or each.name in wanted]
-    if not targets:
+    if not classes_of(request.tenant).exists():
         messages.error(request, "There is no device class yet; make one first.")
         return redirect("console:class-create")
-    builds_services.request_builds(version=row, targets=targets, actor=request.actor)
+    tailor(
+        version=selectors.version(request.tenant, version_id),
+        names=request.POST.getlist("class"),
+        replan="replan" in request.POST,
+        learned="learned" in request.POST or None,
+        actor=request.actor,
+    )
     return redirect("console:version", version_id=version_id)
 
 

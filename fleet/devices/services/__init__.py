@@ -1,6 +1,11 @@
 """The only writers of devices: enrolment, inventory, classes and provisioning keys."""
 
-from fleet.devices.services.classes import delete_device_class, reclassify, save_device_class
+from fleet.devices.services.classes import (
+    delete_device_class,
+    draft_device_class,
+    reclassify,
+    save_device_class,
+)
 from fleet.devices.services.enrolment import enroll, issue_nonce, issue_token
 from fleet.devices.services.inventory import (
     accept_device,
@@ -18,6 +23,7 @@ __all__ = [
     "declare_figure",
     "decommission_device",
     "delete_device_class",
+    "draft_device_class",
     "enroll",
     "issue_nonce",
     "issue_token",

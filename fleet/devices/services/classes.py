@@ -14,7 +14,7 @@ from fleet.devices import filters, selectors
 from fleet.devices.errors import DeviceStateConflict, InvalidDeviceClass
 from fleet.devices.models import Device, DeviceClass
 from fleet.devices.signals import devices_changed
-from quantize_worker.contract import PRECISIONS
+from quantize_worker.contract import PRECISIONS, Objective
 from tenancy.actor import Actor
 from tenancy.audit import record
 from tenancy.models import Tenant
@@ -38,6 +38,8 @@ def save_device_class(
     emulated: bool = False,
     latency_ms: float | None = None,
     energy_mwh: float | None = None,
+    objective: str = "size",
+    active_power_mw: float | None = None,
     actor: Actor,
 ) -> DeviceClass:
     """Make a class, or a new version of it, and sort the tenant's devices anew.
@@ -49,6 +51,9 @@ def save_device_class(
         precisions: those the accelerator accepts, the preferred one first.
         quality_floor: share of the source's quality, in [0, 1].
         rank: the lowest is tried first; by default the class's own, or the end.
+        latency_ms, energy_mwh: budgets per inference, or None.
+        objective: what is best among what holds floor and budgets: size, latency or quality.
+        active_power_mw: of the accelerator at work; with a latency it gives the energy.
 
     Raises:
         InvalidDeviceClass: ``invalid_device_class`` with the ``field``.
@@ -67,6 +72,8 @@ def save_device_class(
         "quality_floor": quality_floor,
         "latency_ms": latency_ms,
         "energy_mwh": energy_mwh,
+        "objective": objective,
+        "active_power_mw": active_power_mw,
     }
     _check(name, rank, fields)
     try:
@@ -76,6 +83,21 @@ def save_device_class(
             f"Someone else saved the class {name!r} at the same moment. Look at it and save again.",
             code="device_class_changed",
         ) from None
+
+
+def draft_device_class(*, tenant: Tenant, name: str, fields: dict[str, Any]) -> DeviceClass:
+    """A class that is not stored, checked as if it were: for planning what it would get.
+
+    Args:
+        fields: as :func:`save_device_class` takes them, without filter, title and rank.
+
+    Raises:
+        InvalidDeviceClass: ``invalid_device_class`` with the ``field``.
+    """
+    known: dict[str, Any] = {"title": "", "filter": "", "latency_ms": None, "energy_mwh": None}
+    known |= {"objective": "size", "active_power_mw": None, "emulated": False} | fields
+    _check(name, None, known)
+    return DeviceClass(tenant=tenant, name=name, rank=0, **known)
 
 
 @transaction.atomic
@@ -185,10 +207,12 @@ def _check_budgets(fields: dict[str, Any]) -> None:
             raise _invalid(field, f"{field} is a budget in bytes, above 0.")
     if not 0 <= fields["quality_floor"] <= 1:
         raise _invalid("quality_floor", "The quality floor is a share of the source's quality, 0 to 1.")
-    for field in ("latency_ms", "energy_mwh"):
+    for field in ("latency_ms", "energy_mwh", "active_power_mw"):
         value = fields[field]
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise _invalid(field, f"{field} is a budget above 0, or left out.")
+            raise _invalid(field, f"{field} is a figure above 0, or left out.")
+    if fields["objective"] not in get_args(Objective):
+        raise _invalid("objective", f"The objective is one of {', '.join(get_args(Objective))}.")
 
 
 def _invalid(field: str, detail: str) -> InvalidDeviceClass:

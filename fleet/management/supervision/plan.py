@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from quantize_worker.contract import TAILOR_QUEUES
+
 
 class ChildPlan(msgspec.Struct, kw_only=True, frozen=True):
     """A process to keep running."""
@@ -38,7 +40,7 @@ def embedded_children(*, host: str, port: int, run_folder: Path, log_level: str)
     quiet = "--without-gossip --without-mingle --without-heartbeat --pool threads --concurrency 1"
     workers = {
         "control": f"celery -A fleet.celery worker -Q control -n control@%h {quiet}",
-        "tailor": f"celery -A quantize_worker.app worker -Q tailor -n tailor@%h {quiet}",
+        "tailor": f"celery -A quantize_worker.app worker -Q {','.join(TAILOR_QUEUES)} -n tailor@%h {quiet}",
         "beat": "celery -A fleet.celery beat",
     }
     commands = {

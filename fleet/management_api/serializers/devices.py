@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from fleet.devices.models import Device, DeviceClass, ProvisioningKey
 from fleet.management_api.serializers.strict import NamedChoiceField, NameField, RequestSerializer
-from quantize_worker.contract import PRECISIONS
+from quantize_worker.contract import PRECISIONS, Objective
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 TAG_FORMAT = 'Write a tag of at most 63 lower-case letters, digits, ".", "_" and "-".'
@@ -24,11 +24,48 @@ class DeviceClassSerializer(serializers.ModelSerializer):
         fields = [
             "id", "name", "title", "version", "rank", "filter", "accelerator", "execution_provider", "emulated",
             "precisions", "memory_bytes", "storage_bytes", "quality_floor", "latency_ms", "energy_mwh",
-            "created_at",
+            "objective", "active_power_mw", "created_at",
         ]  # fmt: skip
 
 
-class DeviceClassUpdateSerializer(RequestSerializer):
+class BudgetsSerializer(RequestSerializer):
+    """What a class's accelerator accepts and what it can afford: all that planning needs."""
+
+    accelerator = NamedChoiceField(("cpu", "gpu", "npu"))
+    execution_provider = serializers.CharField(max_length=64)
+    emulated = serializers.BooleanField(required=False, default=False)
+    precisions = serializers.ListField(
+        child=NamedChoiceField(PRECISIONS),
+        allow_empty=False,
+        help_text="Those that the accelerator accepts, the preferred one first. A build may mix them, layer by "
+        "layer.",
+    )
+    memory_bytes = serializers.IntegerField(min_value=1)
+    storage_bytes = serializers.IntegerField(min_value=1)
+    quality_floor = serializers.FloatField(min_value=0.0, max_value=1.0)
+    latency_ms = serializers.FloatField(
+        min_value=0.0, required=False, allow_null=True, default=None, help_text="Budget per inference."
+    )
+    energy_mwh = serializers.FloatField(
+        min_value=0.0, required=False, allow_null=True, default=None, help_text="Budget per inference."
+    )
+    objective = NamedChoiceField(
+        get_args(Objective),
+        required=False,
+        default="size",
+        help_text="What is best among what holds the floor and fits: the smallest (`size`), the fastest "
+        "(`latency`), or, within the budgets, the most accurate (`quality`).",
+    )
+    active_power_mw = serializers.FloatField(
+        min_value=0.0,
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="Of the accelerator at work, from a data sheet; with it, latency gives energy.",
+    )
+
+
+class DeviceClassUpdateSerializer(BudgetsSerializer):
     """Everything but the name, which is in the address."""
 
     title = serializers.CharField(max_length=100, required=False, default="", allow_blank=True)
@@ -41,19 +78,6 @@ class DeviceClassUpdateSerializer(RequestSerializer):
     filter = serializers.CharField(
         max_length=2000, help_text="In the filter language, e.g. `ram_mb >= 8192`."
     )
-    accelerator = NamedChoiceField(("cpu", "gpu", "npu"))
-    execution_provider = serializers.CharField(max_length=64)
-    emulated = serializers.BooleanField(required=False, default=False)
-    precisions = serializers.ListField(
-        child=NamedChoiceField(PRECISIONS),
-        allow_empty=False,
-        help_text="Those that the accelerator accepts, the preferred one first.",
-    )
-    memory_bytes = serializers.IntegerField(min_value=1)
-    storage_bytes = serializers.IntegerField(min_value=1)
-    quality_floor = serializers.FloatField(min_value=0.0, max_value=1.0)
-    latency_ms = serializers.FloatField(min_value=0.0, required=False, allow_null=True, default=None)
-    energy_mwh = serializers.FloatField(min_value=0.0, required=False, allow_null=True, default=None)
 
 
 class DeviceClassRequestSerializer(DeviceClassUpdateSerializer):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from fleet.management_api.serializers.plans import FrontPointSerializer, PlanSerializer, PredictedSerializer
 from fleet.management_api.serializers.strict import (
     SHA256_FORMAT,
     NamedChoiceField,
@@ -16,6 +18,7 @@ from models_registry.models import (
     Alias,
     Artifact,
     Build,
+    CandidateBatch,
     Model,
     ModelVersion,
     Release,
@@ -25,6 +28,8 @@ from models_registry.models import (
 )
 
 SHA256 = r"^[0-9a-f]{64}$"
+LONG_FACTS = ("layers", "costs", "analysis", "interaction", "products")
+SINCE = "When the step began; null while it waits for a worker."
 
 
 class AliasSerializer(serializers.ModelSerializer):
@@ -66,22 +71,58 @@ class VersionSerializer(serializers.ModelSerializer):
     aliases: serializers.SlugRelatedField[Any] = serializers.SlugRelatedField(
         slug_field="name", many=True, read_only=True
     )
-    facts = serializers.JSONField(
-        read_only=True, help_text="What the inspection found; null before it ended."
-    )
+    facts = serializers.SerializerMethodField()
     lineage = serializers.JSONField(read_only=True)
+    since = serializers.DateTimeField(source="step_began_at", read_only=True, help_text=SINCE)
 
     class Meta:
         model = ModelVersion
         fields = [
             "id", "model", "number", "state", "refusal_code", "refusal_message", "source_digest", "aliases",
-            "files", "facts", "lineage", "step", "share", "created_by", "created_at", "completed_at",
+            "files", "facts", "lineage", "step", "share", "since", "worker", "queue", "created_by", "created_at",
+            "completed_at",
         ]  # fmt: skip
+
+    @extend_schema_field(serializers.JSONField(allow_null=True))
+    def get_facts(self, version: ModelVersion) -> Any:
+        """What the inspection found; null before it ended. Lists leave out what is long (layers, costs)."""
+        if version.facts is None:
+            return None
+        return {name: value for name, value in version.facts.items() if name not in LONG_FACTS}
+
+
+class BatchSerializer(serializers.ModelSerializer):
+    layers = serializers.SerializerMethodField()
+    since = serializers.DateTimeField(source="step_began_at", read_only=True, help_text=SINCE)
+
+    class Meta:
+        model = CandidateBatch
+        fields = ["number", "state", "layers", "attempt", "step", "share", "since", "worker", "error_message"]
+
+    def get_layers(self, batch: CandidateBatch) -> int:
+        """How many."""
+        return len(batch.layers)
+
+
+class VersionDetailSerializer(VersionSerializer):
+    batches = BatchSerializer(
+        many=True, read_only=True, help_text="Of a large model's layers, each checked by a task of its own."
+    )
+
+    class Meta(VersionSerializer.Meta):
+        fields = [*VersionSerializer.Meta.fields, "batches"]
+
+    @extend_schema_field(serializers.JSONField(allow_null=True))
+    def get_facts(self, version: ModelVersion) -> Any:
+        """What the inspection found, all of it; null before it ended, final when the version is ready."""
+        return version.facts
 
 
 class FileSpecSerializer(RequestSerializer):
     role = NamedChoiceField(VersionFile.Role.values)
-    path = serializers.CharField(max_length=255, help_text="Relative, with forward slashes.")
+    path = serializers.CharField(
+        max_length=255, help_text="Relative, with forward slashes; external data as the graph names it."
+    )
     size_bytes = serializers.IntegerField(min_value=1)
     sha256 = serializers.RegexField(
         SHA256,
@@ -91,15 +132,26 @@ class FileSpecSerializer(RequestSerializer):
 
 
 class VersionRequestSerializer(RequestSerializer):
-    files = FileSpecSerializer(many=True, allow_empty=False)
+    files = FileSpecSerializer(
+        many=True,
+        allow_empty=False,
+        help_text="A model is an `.onnx` file with its external data, or `config.json` and `*.safetensors` "
+        "in one folder (with the tokenizer's files, if you like).",
+    )
 
 
 class BuildSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="version.model.name")
     version = serializers.UUIDField(source="version_id")
     version_number = serializers.IntegerField(source="version.number")
+    description = serializers.CharField(read_only=True, help_text="The mix of formats in words.")
     execution_provider = serializers.SerializerMethodField()
     emulated = serializers.SerializerMethodField()
+    unverified = serializers.BooleanField(
+        read_only=True, help_text="Measured on generated inputs only: there was no evaluation set."
+    )
+    since = serializers.DateTimeField(source="step_began_at", read_only=True, help_text=SINCE)
+    predicted = serializers.SerializerMethodField()
     quality = serializers.JSONField(read_only=True)
     size_bytes = serializers.SerializerMethodField()
     download_bytes = serializers.SerializerMethodField()
@@ -113,11 +165,17 @@ class BuildSerializer(serializers.ModelSerializer):
     class Meta:
         model = Build
         fields = [
-            "id", "model", "version", "version_number", "precision", "execution_provider", "emulated", "state",
-            "classes", "attempt", "step", "share", "worker", "quality", "size_bytes", "download_bytes",
-            "memory_bytes", "latency_p50_ms", "manifest_sha256", "recipe_digest", "error_code",
-            "error_message", "fault", "created_at", "started_at", "finished_at",
+            "id", "model", "version", "version_number", "precision", "description", "execution_provider",
+            "emulated", "state", "classes", "attempt", "step", "share", "since", "worker", "queue", "quality",
+            "unverified", "size_bytes", "download_bytes", "memory_bytes", "latency_p50_ms", "predicted",
+            "manifest_sha256", "recipe_digest", "error_code", "error_message", "fault", "created_at",
+            "started_at", "finished_at",
         ]  # fmt: skip
+
+    @extend_schema_field(PredictedSerializer)
+    def get_predicted(self, build: Build) -> dict[str, Any]:
+        """What the plan expected, to stand beside what was measured."""
+        return PredictedSerializer(build.plan).data
 
     def _recipe(self, build: Build) -> dict[str, Any]:
         return build.plan.get("recipe", {})
@@ -158,17 +216,48 @@ class TailoringSerializer(serializers.ModelSerializer):
     history = serializers.JSONField(read_only=True, help_text="Each candidate tried and what became of it.")
     build = BuildSerializer(read_only=True, allow_null=True)
     candidates = serializers.SerializerMethodField()
+    predicted = serializers.SerializerMethodField()
+    bound = serializers.SerializerMethodField()
+    nearest = serializers.JSONField(read_only=True, help_text="What would fit, where nothing does.")
 
     class Meta:
         model = Tailoring
         fields = [
-            "id", "version", "class_name", "state", "reason", "position", "candidates", "target", "history",
-            "build", "created_at",
+            "id", "version", "class_name", "state", "reason", "position", "candidates", "predicted", "bound",
+            "nearest", "target", "history", "build", "replans", "learned", "planned_at", "planned_ms", "created_at",
         ]  # fmt: skip
 
     def get_candidates(self, tailoring: Tailoring) -> list[str]:
-        """Precisions in the order in which they are tried."""
+        """Precisions of most weights, in the order in which the plans are tried."""
         return [str(plan["recipe"]["precision"]) for plan in tailoring.candidates]
+
+    @extend_schema_field(PredictedSerializer(allow_null=True))
+    def get_predicted(self, tailoring: Tailoring) -> dict[str, Any] | None:
+        """What the current plan expects; null where there is none."""
+        plan = tailoring.plan
+        return PredictedSerializer(plan).data if plan else None
+
+    def get_bound(self, tailoring: Tailoring) -> str:
+        """What keeps the current plan from being better: floor, storage, memory, latency, energy or nothing."""
+        return str((tailoring.plan or {}).get("bound", ""))
+
+
+class TailoringDetailSerializer(TailoringSerializer):
+    plan = serializers.SerializerMethodField()
+    front = serializers.SerializerMethodField()
+
+    class Meta(TailoringSerializer.Meta):
+        fields = [*TailoringSerializer.Meta.fields, "plan", "front"]
+
+    @extend_schema_field(PlanSerializer(allow_null=True))
+    def get_plan(self, tailoring: Tailoring) -> dict[str, Any] | None:
+        """The current plan: every layer's choice with its reason; null where there is none."""
+        return PlanSerializer(tailoring.plan).data if tailoring.plan else None
+
+    @extend_schema_field(FrontPointSerializer(many=True, allow_null=True))
+    def get_front(self, tailoring: Tailoring) -> Any:
+        """The best quality at each size for this class (Pareto front); null until it is drawn."""
+        return tailoring.front
 
 
 class BuildsRequestSerializer(RequestSerializer):
@@ -177,6 +266,18 @@ class BuildsRequestSerializer(RequestSerializer):
         required=False,
         default=list,
         help_text="Names of device classes; left out or empty: all of them.",
+    )
+    replan = serializers.BooleanField(
+        required=False,
+        default=False,
+        help_text="Plan unchanged classes anew too, with what devices and builds have measured since.",
+    )
+    learned = serializers.BooleanField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="Have the rounding of INT4 weights learned by distillation: builds take longer and come closer "
+        "to FP32. Null: as it was asked for before.",
     )
 
 

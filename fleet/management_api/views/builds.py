@@ -11,16 +11,16 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from fleet.devices.selectors import classes_of, target_of
+from fleet import tailoring
 from fleet.management_api.idempotency import idempotent
 from fleet.management_api.serializers import registry as serializers
+from fleet.management_api.serializers.plans import BuildLayersSerializer
 from fleet.management_api.views.base import ApiView, choice
 from fleet.management_api.views.versions import VersionScoped
 from models_registry import selectors
 from models_registry.models import Build
 from models_registry.services import builds as services
-from quantize_worker.contract import Target
-from tenancy.errors import Conflict, NotFound
+from tenancy.errors import NotFound
 
 
 class VersionBuildsView(VersionScoped):
@@ -36,27 +36,24 @@ class VersionBuildsView(VersionScoped):
     @extend_schema(
         tags=["builds"],
         summary="Tailor a version for device classes",
-        description="Plans each class at once and builds what is not there yet; equal plans share a build.",
+        description="Plans each class at once and builds what is not there yet; equal plans share a build. "
+        "A class that has not changed keeps its plan, unless `replan` asks for a new one.",
         request=serializers.BuildsRequestSerializer,
         responses={202: serializers.TailoringsSerializer},
     )
     @idempotent()
     def post(self, request: Request, version_id: uuid.UUID) -> Response:
-        version = self.version(version_id)
-        targets = self._targets(self.parsed(serializers.BuildsRequestSerializer)["classes"])
-        services.request_builds(version=version, targets=targets, actor=self.actor)
+        version, asked = self.version(version_id), self.parsed(serializers.BuildsRequestSerializer)
+        tailoring.tailor(
+            version=version,
+            names=asked["classes"],
+            replan=asked["replan"],
+            learned=asked["learned"],
+            actor=self.actor,
+        )
         rows = selectors.tailorings_of(version)
         body = {"tailorings": serializers.TailoringSerializer(rows, many=True).data}
         return Response(body, status=202)
-
-    def _targets(self, names: list[str]) -> list[Target]:
-        classes = {row.name: row for row in classes_of(self.tenant)}
-        unknown = sorted(set(names) - set(classes))
-        if unknown:
-            raise NotFound(f"There is no device class {', '.join(unknown)}.", code="unknown_class")
-        if not classes:
-            raise Conflict("There is no device class yet; create one first.", code="no_classes")
-        return [target_of(row) for name, row in classes.items() if not names or name in names]
 
 
 class VersionTailoringsView(VersionScoped):
@@ -70,6 +67,21 @@ class VersionTailoringsView(VersionScoped):
     )
     def get(self, request: Request, version_id: uuid.UUID) -> Response:
         return self.page(selectors.tailorings_of(self.version(version_id)), serializers.TailoringSerializer)
+
+
+class TailoringView(ApiView):
+    scopes: ClassVar = {"GET": "builds:read"}
+
+    @extend_schema(
+        tags=["builds"],
+        summary="Read how a version fares for one device class",
+        description="The current plan with every layer's choice and its reason, what bound it, what was "
+        "rejected with figures (`history`), and the Pareto front.",
+        responses=serializers.TailoringDetailSerializer,
+    )
+    def get(self, request: Request, tailoring_id: uuid.UUID) -> Response:
+        row = selectors.tailoring(self.tenant, tailoring_id)
+        return Response(serializers.TailoringDetailSerializer(row).data)
 
 
 class BuildScoped(ApiView):
@@ -107,6 +119,20 @@ class BuildView(BuildScoped):
     @extend_schema(tags=["builds"], summary="Read a build", responses=serializers.BuildSerializer)
     def get(self, request: Request, build_id: uuid.UUID) -> Response:
         return Response(serializers.BuildSerializer(self.build(build_id)).data)
+
+
+class BuildLayersView(BuildScoped):
+    scopes: ClassVar = {"GET": "builds:read"}
+
+    @extend_schema(
+        tags=["builds"],
+        summary="List the layers of a build: format, size, predicted loss and why",
+        description="In the order of the model, all at once.",
+        responses=BuildLayersSerializer,
+    )
+    def get(self, request: Request, build_id: uuid.UUID) -> Response:
+        choices = self.build(build_id).plan.get("choices", [])
+        return Response(BuildLayersSerializer({"layers": choices}).data)
 
 
 class BuildManifestView(BuildScoped):

@@ -137,11 +137,12 @@ class VersionView(VersionScoped):
     @extend_schema(
         tags=["versions"],
         summary="Read a version",
-        description="`files[].received_bytes` says where to go on with an interrupted upload.",
-        responses=serializers.VersionSerializer,
+        description="`files[].received_bytes` says where to go on with an interrupted upload; `step`, "
+        "`share`, `since` and `worker` how far a check is, `batches` how far each part of a large one.",
+        responses=serializers.VersionDetailSerializer,
     )
     def get(self, request: Request, version_id: uuid.UUID) -> Response:
-        return Response(serializers.VersionSerializer(self.version(version_id)).data)
+        return Response(serializers.VersionDetailSerializer(self.version(version_id)).data)
 
     @extend_schema(tags=["versions"], summary="Discard an upload", responses={204: None})
     def delete(self, request: Request, version_id: uuid.UUID) -> Response:
@@ -198,10 +199,25 @@ class VersionRecheckView(VersionScoped):
 
     @extend_schema(
         tags=["versions"],
-        summary="Check a version again whose check failed on our side",
+        summary="Check a version again whose check failed on our side or was cancelled",
         request=None,
         responses={202: serializers.VersionSerializer},
     )
     def post(self, request: Request, version_id: uuid.UUID) -> Response:
         version = services.recheck_version(version=self.version(version_id), actor=self.actor)
         return Response(serializers.VersionSerializer(version).data, status=202)
+
+
+class VersionCancelView(VersionScoped):
+    scopes: ClassVar = {"POST": "models:write"}
+
+    @extend_schema(
+        tags=["versions"],
+        summary="Cancel the check of a version",
+        description="The version becomes `refused` with the code `cancelled`; `recheck` goes on.",
+        request=None,
+        responses=serializers.VersionSerializer,
+    )
+    def post(self, request: Request, version_id: uuid.UUID) -> Response:
+        version = services.cancel_inspection(version=self.version(version_id), actor=self.actor)
+        return Response(serializers.VersionSerializer(version).data)

@@ -1,6 +1,7 @@
 """Reads of rollouts: who is offered what, what the evidence is, and how far it has got."""
 
 from fleet.rollouts.selectors.evidence import Standing, standing_of
+from fleet.rollouts.selectors.latencies import reported_latencies
 from fleet.rollouts.selectors.offers import Offer, generation_of, offers_for, why_not_yet
 from fleet.rollouts.selectors.progress import (
     TrackProgress,
@@ -23,6 +24,7 @@ __all__ = [
     "generation_of",
     "offers_for",
     "progress",
+    "reported_latencies",
     "rollout",
     "rollouts_of",
     "standing_of",
