@@ -17,7 +17,7 @@ import onnx
 
 from quantize_worker.contract import AnalysisFile, LayerFacts, ModelFacts, SourceFile
 from quantize_worker.errors import BuildFailed
-from quantize_worker.steps import facts, foundation
+from quantize_worker.steps import facts, foundation, references
 from quantize_worker.steps.assemble import STATISTICS
 from quantize_worker.steps.exchange import ANALYSIS_FOLDER, Job, Outcome, Report, Step
 from quantize_worker.steps.foundation import Ground
@@ -27,6 +27,10 @@ from quantize_worker.steps.layers import Layer, layers_of
 from quantize_worker.steps.shares import shares
 
 LEAN_MEMORY_SHARE = 0.05  # of the weights in FP32
+# What a layer in another format than FP32 takes beside its initializers' content, as builds measured.
+LAYER_BYTES = 600  # nodes and names
+PAGED_BYTES, PAGED_FROM = 1500, 128 << 10  # gaps before parts of a weight of so many bytes
+ARRAY_BYTES = 300  # an array's headers in an .npz
 
 
 def inspect(folder: Path, job: Job, report: Report) -> Outcome:
@@ -55,6 +59,7 @@ def candidates(folder: Path, job: Job, report: Report) -> Outcome:
             fault="system",
         )
     place = folder / ANALYSIS_FOLDER
+
     weighed = _weighed(ground, place, set(job.layers), job, shares(report, "analyse", 0.02, 0.98))
     fresh = [file for file in _files(place, weighed) if file.layer or file.path.startswith(f"{STATISTICS}/")]
     return Outcome(status="ready", layers=weighed.layers, files=fresh)
@@ -127,7 +132,7 @@ def _described(
         memory_bytes=found.memory_bytes,
         tool_versions=facts.tool_versions(),
         measured_samples=found.measured,
-        other_bytes=other_bytes(ground.model, layers),
+        other_bytes=other_bytes(ground, layers),
         kept=found.kept,
         prepared=found.did,
     )
@@ -157,11 +162,25 @@ def _bare(layers: Sequence[Layer]) -> Iterator[LayerFacts]:
         )
 
 
-def other_bytes(model: Path, layers: Sequence[Layer]) -> int:
-    """Bytes of a prepared model that no layer's format changes."""
-    whole = sum(path.stat().st_size for path in model.parent.iterdir())
+def other_bytes(ground: Ground, layers: Sequence[Layer]) -> int:
+    """Bytes of a build that no layer's format changes.
+
+    What the prepared model has beside its weights, self-test data, and what a layer takes that is not in
+    FP32: nodes, and large tensors' starts at pages. So a build is not larger than planned.
+    """
+    whole = sum(path.stat().st_size for path in ground.model.parent.iterdir())
     weights = {name: shape for layer in layers for name, shape in layer.weights.items()}
-    return max(0, whole - sum(4 * math.prod(shape) for shape in weights.values()))
+    sizes = [4 * math.prod(shape) for shape in weights.values()]
+    rounded = sum(LAYER_BYTES + (PAGED_BYTES if size >= PAGED_FROM else 0) for size in sizes)
+    return max(0, whole - sum(sizes)) + rounded + _golden_bytes(ground)
+
+
+def _golden_bytes(ground: Ground) -> int:
+    """Of the self-test data: inputs, and what FP32 makes of them."""
+    with references.read(ground.references) as reference:
+        arrays = [*ground.gate.sample(0).values(), *reference[0].values()]
+    count = min(foundation.GOLDEN_SAMPLES, len(ground.gate))
+    return sum(count * array.nbytes + ARRAY_BYTES for array in arrays)
 
 
 def _operators(model: onnx.ModelProto) -> dict[str, int]:

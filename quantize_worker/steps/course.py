@@ -97,12 +97,24 @@ class Course:
             (held if run.held_out else fit).append((chosen(exact, run.mask), chosen(found, run.mask)))
         return fit, held
 
-    def multiply(self, group: Group, subject: Subject, learned: Floats) -> None:
-        """Let all models go on, each with its own weight of a layer: FP32's, the learned one, the start's."""
+    @property
+    def subjects(self) -> int:
+        """How many there are."""
+        return sum(len(group.subjects) for group in self.groups)
+
+    def multiply(self, group: Group, subject: Subject, learned: Floats, start: Floats | None = None) -> None:
+        """Let all models go on, each with its own weight of a layer.
+
+        Args:
+            group: the last one advanced to.
+            subject: of the group.
+            learned: weight of the model being learned, (out, in).
+            start: of the starting one, where samples are held out.
+        """
         layer, graph = subject.layer, self.graph
         inputs = layer.node.input
         bias = cast("Floats", graph.constant(inputs[2])) if len(inputs) > 2 and inputs[2] else None
-        weights = (layer.matrix(graph), learned, subject.start.dequantized())
+        weights = (layer.matrix(graph), learned, learned if start is None else start)
         for way, weight in zip(self._ways, weights, strict=True):
             way.multiply(group.index, layer.node.output[0], np.ascontiguousarray(weight), bias)
 

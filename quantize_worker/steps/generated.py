@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnxruntime
 
 from quantize_worker.steps.axes import has_past, sizes
 from quantize_worker.steps.graph import Graph
 from quantize_worker.steps.inputs import index_bounds, length_inputs
-from quantize_worker.steps.opening import Specs, open_session, specs_of
+from quantize_worker.steps.opening import Specs
 from quantize_worker.steps.samples import SYNTHETIC_LENGTH, SampleSet, synthetic_set
 
 LENGTHS = (SYNTHETIC_LENGTH, 32, 64, 224, 1, 128, 512)  # of open dimensions, in the order they are tried
-
-
-def generated_set(path: Path, *, lean: bool = False) -> SampleSet:
-    """Generated samples for the model at ``path``.
-
-    Args:
-        path: the model.
-        lean: open it without copying its weights.
-
-    Raises:
-        ModelRefused: if ONNX Runtime does not open it.
-    """
-    session = open_session(path, lean=lean)
-    return fitting_set(Graph.read(path), specs_of(session)[0], session)
 
 
 def fitting_set(graph: Graph, specs: Specs, session: onnxruntime.InferenceSession) -> SampleSet:

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quantize_worker.contract import Precision
 from quantize_worker.formats import FORMATS, OTHER_FORMATS, formats_of
 from quantize_worker.steps.graph import DEFAULT_DOMAINS, Graph
 
@@ -19,7 +18,6 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 MINIMUM_MATRIX = 256  # weights; below, scales and bookkeeping outweigh the gain
 MINIMUM_OTHER = 1024
-INT4_BLOCK = 32  # the usual block, where a caller needs one
 
 MATRIX = ("MatMul", "Gemm")
 TABLE = "Gather"
@@ -98,11 +96,6 @@ class Layer:
         """Names of the formats that the layer can take, "fp32" first."""
         possible = formats_of(self.operator) if self.plain else OTHER_FORMATS
         return tuple(name for name in possible if self._fits(FORMATS[name].block))
-
-    def precisions(self) -> tuple[Precision, ...]:
-        """Precisions below FP16 that the layer can be made in."""
-        found = (FORMATS[name].precision for name in self.formats())
-        return tuple(dict.fromkeys(one for one in found if one not in ("fp32", "fp16")))
 
     def matrix(self, graph: Graph) -> Floats:
         """The weight as (out, in) for matrices, a view where possible; as stored for others."""

@@ -11,15 +11,11 @@ import msgspec
 from quantize_worker.contract import Recipe
 from quantize_worker.steps import candidates, statistics
 from quantize_worker.steps.assemble import STATISTICS, Choice, assemble, choices_of
-from quantize_worker.steps.course import Run, Subject
+from quantize_worker.steps.course import Subject
 from quantize_worker.steps.graph import Graph
 from quantize_worker.steps.layers import layers_of
-from quantize_worker.steps.learned import learn
-from quantize_worker.steps.relevance import relevant_rows
+from quantize_worker.steps.learned import MINIMUM_SAMPLES, learn
 from quantize_worker.steps.samples import SampleSet
-
-HOLD_OUT_EVERY = 4  # samples; one of so many judges what the others taught
-MINIMUM_SAMPLES = 8
 
 
 def learned_analysis(
@@ -40,7 +36,7 @@ def learned_analysis(
         model: the prepared model.
         recipe: whose ``layers`` name the formats.
         analysis: statistics and candidates; it is not changed.
-        calibration: what to learn from; one sample in four is held out.
+        calibration: what to learn from.
         scratch: an empty folder for the new analysis.
         lean: open models without copying their weights.
         on_share: called with the share done.
@@ -53,8 +49,8 @@ def learned_analysis(
     rest = {name: form for name, form in recipe.layers.items() if name not in left}
     plain = msgspec.structs.replace(recipe, precision="fp32", layers=rest, learned=False)
     assemble(model, plain, analysis, host)
-    runs = _runs(model, subjects, calibration, lean=lean)
-    found = learn(model, host / "model.onnx", subjects, runs, lean=lean, on_share=on_share)
+    samples = calibration.samples()
+    found = learn(model, host / "model.onnx", subjects, samples, lean=lean, on_share=on_share)
     return _overlaid(analysis, scratch / "analysis", model, recipe, found.blocks)
 
 
@@ -79,15 +75,6 @@ def _start(
     if path.exists():
         return candidates.read(path)
     return candidates.make(choice.layer.matrix(graph), choice.format, known.get(choice.layer.activation))
-
-
-def _runs(model: Path, subjects: list[Subject], calibration: SampleSet, *, lean: bool) -> list[Run]:
-    samples = calibration.samples()
-    masks = relevant_rows(model, [subject.layer for subject in subjects], samples, lean=lean)
-    return [
-        Run(sample, None if masks is None else masks[index], index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1)
-        for index, sample in enumerate(samples)
-    ]
 
 
 def _overlaid(

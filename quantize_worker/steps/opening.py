@@ -79,19 +79,6 @@ def check_model(path: Path) -> None:
         raise _checker_refusal(str(error), path) from error
 
 
-def check_and_open(path: Path, *, lean: bool = False) -> tuple[Specs, Specs]:
-    """Let the ONNX checker and ONNX Runtime judge the model.
-
-    Returns:
-        The specs of inputs and outputs.
-
-    Raises:
-        ModelRefused: invalid_model, unsupported_operator or unknown_opset.
-    """
-    check_model(path)
-    return specs_of(open_session(path, lean=lean))
-
-
 def specs_of(session: onnxruntime.InferenceSession) -> tuple[Specs, Specs]:
     """Specs of a session's inputs and outputs.
 

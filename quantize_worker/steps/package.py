@@ -10,22 +10,15 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 import zstandard
 
 from quantize_worker.contract import ArtifactChunk, ArtifactFile
 from quantize_worker.steps.datafile import DATA_FILE, GRAPH_FILE, room
-from quantize_worker.steps.graph import Graph
 
-__all__ = ["DATA_FILE", "GRAPH_FILE", "cut", "write_model"]
+__all__ = ["DATA_FILE", "GRAPH_FILE", "cut"]
 SMALL_CHUNK_BYTES = 256 << 10
 LARGE_CHUNK_BYTES = 4 << 20
 ZSTD_LEVEL = 6
-
-
-def write_model(model: onnx.ModelProto, folder: Path) -> list[int]:
-    """Write a model that is in memory; see :meth:`quantize_worker.steps.graph.Graph.write`."""
-    return Graph(model).write(folder)
 
 
 def cut(path: Path, chunks: Path, *, name: str, starts: list[int] | None = None) -> ArtifactFile:
@@ -35,7 +28,7 @@ def cut(path: Path, chunks: Path, *, name: str, starts: list[int] | None = None)
         path: the file.
         chunks: folder for the frames.
         name: the file's path within the artifact.
-        starts: boundaries to cut at, as :func:`write_model` returns them.
+        starts: boundaries to cut at, as :meth:`quantize_worker.steps.graph.Graph.write` returns them.
 
     Raises:
         BuildFailed: disk_full.

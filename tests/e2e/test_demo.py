@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from demo.classes import CLASSES
 from demo.control_plane import ROOT
 from tests.e2e.stacks import Stack
 
@@ -37,15 +38,18 @@ def test_demo_keeps_its_promise(stack: Stack) -> None:
     assert result["devices"] == result["active"] == 6
     assert result["rollout"] == "finished"
     by_class = {row["class"]: row for row in result["classes"]}
-    assert {name: row["precision"] for name, row in by_class.items()} == {
-        "flagship": "int8-qdq",
-        "midrange-gpu": "fp16",
-        "midrange-cpu": "int8-dynamic",
-        "entry": "int4",
-    }
+    floors = {device_class["name"]: device_class["quality_floor"] for device_class in CLASSES}
+    accepted = {device_class["name"]: device_class["precisions"] for device_class in CLASSES}
+    assert set(by_class) == set(floors)
+    for name, row in by_class.items():  # builds are mixes; most weights are in one that the class accepts
+        assert row["quality"] >= floors[name], row
+        assert row["precision"] in [*accepted[name], "int8"], row  # an NPU's table is in INT8 too
+        assert row["build"], row
+    assert by_class["midrange-gpu"]["precision"] == "fp16"
     assert by_class["midrange-gpu"]["quality"] > 0.999
-    assert all(row["quality"] >= 0.95 for row in by_class.values())
-    assert by_class["entry"]["size_bytes"] < by_class["midrange-gpu"]["size_bytes"] / 2
+    sizes = {name: row["size_bytes"] for name, row in by_class.items()}
+    assert min(sizes, key=lambda name: sizes[name]) == "entry"
+    assert sizes["entry"] < sizes["midrange-gpu"] / 2
     assert not processes_of(str(stack.var)), "the demo left a process behind"
 
 

@@ -210,7 +210,7 @@ class TestPages:
     ) -> None:
         figures = admin.get(reverse("console:build", args=[world["build"].pk])).context["figures"]
         size = next(figure for figure in figures if figure.label == "Size")
-        assert (size.predicted, size.measured, size.difference) == ("20.4 MB", "10.5 MB", "-48.6 %")
+        assert (size.predicted, size.measured, size.difference) == ("20.3 MB", "10.5 MB", "-48.4 %")
 
     def test_a_front_that_is_not_drawn_yet_is_asked_for_again(
         self, admin: Client, world: dict[str, Any]

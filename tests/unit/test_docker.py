@@ -28,6 +28,7 @@ import pytest
 import yaml
 
 from device_agent.config import AgentConfig
+from quantize_worker.contract import TAILOR_QUEUES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -214,11 +215,27 @@ def test_own_services_are_hardened() -> None:
 
 def test_a_quantize_worker_reaches_broker_and_blobs_only() -> None:
     document = compose()
-    assert document["services"]["quantize-worker"]["networks"] == ["jobs"]
+    workers = [row for name, row in document["services"].items() if name.startswith("quantize-worker")]
+    assert len(workers) == 2
+    assert all(worker["networks"] == ["jobs"] for worker in workers)
     assert document["networks"]["jobs"]["internal"] is True
     members = {name for name, service in document["services"].items() if "jobs" in service["networks"]}
     assert "database" not in members
-    assert "POCKETFLEET_DATABASE_URL" not in document["services"]["quantize-worker"]["environment"]
+    assert not any("POCKETFLEET_DATABASE_URL" in worker["environment"] for worker in workers)
+
+
+def test_every_tailoring_queue_has_a_worker_and_jobs_fit_its_memory() -> None:
+    workers = [row for name, row in services().items() if name.startswith("quantize-worker")]
+    taken = [queue for worker in workers for queue in _queues(worker)]
+    assert sorted(taken) == sorted(TAILOR_QUEUES)
+    for worker in workers:
+        limit = int(worker["mem_limit"].removesuffix("g")) * 2**30
+        assert 0 < int(worker["environment"]["POCKETFLEET_JOB_MEMORY_BYTES"]) < limit
+
+
+def _queues(worker: dict[str, Any]) -> list[str]:
+    command = worker["command"]
+    return str(command[command.index("-Q") + 1]).split(",")
 
 
 def test_no_secret_is_in_the_files() -> None:
@@ -359,7 +376,7 @@ def test_health_by_a_queue_with_a_consumer() -> None:
 
 
 def test_health_of_a_queue_needs_a_broker() -> None:
-    done = healthcheck("queue", "tailor", environment={"POCKETFLEET_BROKER_URL": "filesystem://"})
+    done = healthcheck("queue", "tailor.small", environment={"POCKETFLEET_BROKER_URL": "filesystem://"})
     assert done.returncode == 1
 
 

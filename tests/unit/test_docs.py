@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
 from device_agent.config import AgentConfig
+from models_registry.services.checks import CANCELLED, CHECK_FAILED
+from quantize_worker.contract import RefusalCode
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -43,6 +46,14 @@ def test_codes_in_the_tables_are_codes_of_the_program(guide: str) -> None:
     assert codes
     missing = {code for code in codes if f'"{code}"' not in SOURCE}
     assert missing == set()
+
+
+def test_the_user_guide_says_what_to_do_about_every_refusal() -> None:
+    table = (DOCS / "user-guide.md").read_text().split("A version that is `refused`")[1]
+    named = set(
+        re.findall(r"`([a-z_]+)`", "".join(row.split("|")[1] for row in table.splitlines() if "|" in row))
+    )
+    assert named == {*get_args(RefusalCode), CHECK_FAILED, CANCELLED}
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

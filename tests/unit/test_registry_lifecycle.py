@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Literal
 
+import msgspec
 import pytest
 
 from models_registry import lifecycle, models
@@ -16,9 +17,16 @@ from quantize_worker.contract import QualityReport, Target
 EXPECTED = {
     "version": {
         "uploading": {"complete": "checking"},
-        "checking": {"retry": "checking", "pass": "ready", "refuse": "refused"},
+        "checking": {"retry": "checking", "pass": "ready", "refuse": "refused", "cancel": "refused"},
         "ready": {},
         "refused": {"recheck": "checking"},
+    },
+    "batch": {
+        "planned": {"start": "building", "cancel": "cancelled"},
+        "building": {"retry": "building", "pass": "ready", "fail": "failed", "cancel": "cancelled"},
+        "ready": {},
+        "failed": {"start": "building"},
+        "cancelled": {"start": "building"},
     },
     "build": {
         "planned": {"start": "building", "cancel": "cancelled"},
@@ -35,7 +43,13 @@ EXPECTED = {
         "cancelled": {"start": "building"},
     },
     "tailoring": {
-        "building": {"accept": "ready", "next": "building", "exhaust": "impossible", "replan": "building"},
+        "building": {
+            "accept": "ready",
+            "next": "building",
+            "correct": "building",
+            "exhaust": "impossible",
+            "replan": "building",
+        },
         "ready": {"replan": "building"},
         "impossible": {"replan": "building", "resume": "building"},
     },
@@ -88,6 +102,7 @@ def test_an_unknown_event_leads_nowhere() -> None:
     ("kind", "model"),
     [
         ("version", models.ModelVersion),
+        ("batch", models.CandidateBatch),
         ("build", models.Build),
         ("tailoring", models.Tailoring),
         ("release", models.Release),
@@ -171,9 +186,15 @@ def report(value: float, samples: int, source: float | None = None) -> QualityRe
             report(0.57, 16),
             16,
             True,
-            "cosine 0.5700 on 16 samples (generated samples) is below the floor 0.97",
+            "cosine 0.5700 on 16 samples (unverified: generated inputs) is below the floor 0.97",
         ),
         (report(0.98, 15), 15, False, "cosine 0.9800 on 15 samples (few samples) holds the floor 0.97"),
+        (
+            msgspec.structs.replace(report(0.9, 48), confidence=0.999),
+            256,
+            False,
+            "cosine 0.9000 on 48 of 256 samples (enough for 99.9 % confidence) is below the floor 0.97",
+        ),
     ],
 )
 def test_the_reason_says_what_was_measured_on_what(

@@ -47,7 +47,6 @@ class Workplace:
     def is_output(self, tensor: str) -> bool:
         return any(output.name == tensor for output in self.graph.model.graph.output)
 
-
     def split_bias(self, layer: Layer) -> tuple[str, str, list[onnx.NodeProto]]:
         """What a Gemm adds, as kernels for rounded matrices take it: one constant number an output.
 
