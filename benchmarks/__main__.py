@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import catalogue
-from benchmarks.environments import peer_environment
+from benchmarks.environments import peer_environment, prepare
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import json_line, table
 
@@ -31,10 +31,16 @@ def list_all() -> int:
 def run_one(name: str) -> int:
     benchmark = catalogue.benchmark(name)
     peer_python = peer_environment(catalogue.ROOT, benchmark.name, benchmark.peers)
+    environments = prepare(catalogue.ROOT, benchmark.environments)
     print(f"{benchmark.name}: {benchmark.description}")
     print(f"predicted: {' '.join(benchmark.prediction.split())}\n", flush=True)
     with tempfile.TemporaryDirectory(prefix=f"bench-{benchmark.name}-") as scratch:
-        context = catalogue.Context(root=catalogue.ROOT, scratch=Path(scratch), peer_python=peer_python)
+        context = catalogue.Context(
+            root=catalogue.ROOT,
+            scratch=Path(scratch),
+            peer_python=peer_python,
+            environments=environments,
+        )
         figures = benchmark.run(context)
     print(f"\n{table(figures)}\n")
     print(json_line(benchmark.name, figures), flush=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import benchmarks
+from benchmarks.environments import Prepared, Steps
 from benchmarks.errors import UnknownBenchmark
 from benchmarks.figures import Figure
 
@@ -23,11 +24,13 @@ class Context:
         root: the repository.
         scratch: an empty folder that is removed afterwards.
         peer_python: interpreter with ``PEERS`` installed; None without peers.
+        environments: interpreters of ``ENVIRONMENTS``, and why some are missing.
     """
 
     root: Path
     scratch: Path
     peer_python: Path | None
+    environments: Prepared = field(default_factory=lambda: Prepared({}, {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Benchmark:
     prediction: str
     peers: tuple[str, ...]
     run: Callable[[Context], list[Figure]]
+    environments: dict[str, Steps] = field(default_factory=dict)
 
 
 def all_benchmarks() -> list[Benchmark]:
@@ -54,6 +58,7 @@ def all_benchmarks() -> list[Benchmark]:
                     prediction=loaded.PREDICTION,
                     peers=tuple(getattr(loaded, "PEERS", ())),
                     run=loaded.run,
+                    environments=dict(getattr(loaded, "ENVIRONMENTS", {})),
                 )
             )
     return sorted(found, key=lambda benchmark: benchmark.name)

@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 HELD_OUT_EVERY = 6  # samples; one of so many judges the trial
 MINIMUM_SAMPLES = 12
 TRIAL_COPIES, COPIES = 2, 6  # variations of each sample, at most
-OPERATIONS = 2e11  # multiply-accumulates of one model's products on all samples: bounds the time
+OPERATIONS = 4e11  # multiply-accumulates of one model's products on all samples: bounds the time
 SAMPLES_OPERATIONS = 2e12  # the same, where the samples alone are more
 TRIAL_SHARE = 0.4  # of the time
 
