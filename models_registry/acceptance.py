@@ -21,15 +21,17 @@ def judge(
     quality: QualityReport,
     size_bytes: int,
     target: Target,
+    memory_bytes: int = 0,
     available: int = 0,
     generated: bool = False,
 ) -> Verdict:
-    """Hold what was measured against the class's floor and storage budget.
+    """Hold what was measured against the class's floor and its storage and memory budgets.
 
     Args:
         quality: measured against the FP32 source on the evaluation set.
         size_bytes: of the artifact, installed.
         target: the class as it was when the build was asked for.
+        memory_bytes: peak of running it; 0: unknown.
         available: samples in the whole evaluation set.
         generated: there is no evaluation set, samples were made up.
     """
@@ -44,13 +46,19 @@ def judge(
             accepted=False,
             reason=f"{size_bytes:,} bytes are more than the class's storage budget {target.storage_bytes:,}",
         )
+    if memory_bytes > target.memory_bytes:
+        return Verdict(
+            accepted=False,
+            reason=f"{memory_bytes:,} bytes of memory are more than the class's budget {target.memory_bytes:,}",
+        )
     return Verdict(accepted=True, reason=f"{figures} holds the floor {floor}")
 
 
 def _figure(quality: QualityReport) -> str:
     """What was measured; an accuracy with what it is a share of."""
     if quality.metric != "accuracy":
-        return f"cosine {_cut(quality.value, 4)}"
+        note = "" if quality.source_accuracy is None else " (FP32 matches none of the labels)"
+        return f"cosine {_cut(quality.value, 4)}{note}"
     share = f"{_cut(100 * quality.value, 1)} % of FP32's"
     if quality.accuracy is None or quality.source_accuracy is None:
         return f"{share} accuracy,"

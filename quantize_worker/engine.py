@@ -279,19 +279,11 @@ def _attempt(target: Target, plan: TailorPlan, built: Built) -> Attempt:
     if built.artifact is None or built.quality is None:
         return Attempt(plan=plan, verdict="failed", reason=built.message, seconds=built.seconds)
     quality, size = built.quality, built.artifact.size_bytes
-    fits = size <= target.storage_bytes
-    good = quality.value >= target.quality_floor  # NaN is not
-    figure = f"{quality.metric} {quality.value:.4f}"
-    if good and fits:
-        reason = f"{figure} holds the floor {target.quality_floor:g}"
-    elif not good:
-        reason = f"{figure} is below the floor {target.quality_floor:g}"
-    else:
-        reason = f"{size:,} bytes are more than the class's storage budget {target.storage_bytes:,}"
+    accepted, reason = _verdict(target, quality, size, built.artifact.memory_bytes)
     return Attempt(
         plan=plan,
-        verdict="accepted" if good and fits else "rejected",
-        reason=reason,
+        verdict="accepted" if accepted else "rejected",
+        reason=reason + _remarks(target, quality, built.artifact.provider, built.artifact.latency_p50_ms),
         quality=quality,
         size_bytes=size,
         memory_bytes=built.artifact.memory_bytes,
@@ -299,6 +291,30 @@ def _attempt(target: Target, plan: TailorPlan, built: Built) -> Attempt:
         provider=built.artifact.provider,
         seconds=built.seconds,
     )
+
+
+def _verdict(target: Target, quality: QualityReport, size: int, memory: int) -> tuple[bool, str]:
+    """Whether a build is good enough and fits, and why."""
+    figure = f"{quality.metric} {quality.value:.4f}"
+    if not quality.value >= target.quality_floor:  # NaN is not
+        return False, f"{figure} is below the floor {target.quality_floor:g}"
+    if size > target.storage_bytes:
+        return False, f"{size:,} bytes are more than the class's storage budget {target.storage_bytes:,}"
+    if memory > target.memory_bytes:
+        return False, f"{memory:,} bytes of memory are more than the class's budget {target.memory_bytes:,}"
+    return True, f"{figure} holds the floor {target.quality_floor:g}"
+
+
+def _remarks(target: Target, quality: QualityReport, provider: str, latency_ms: float) -> str:
+    """What a reader of the figures should know."""
+    found = []
+    if quality.metric == "cosine" and quality.source_accuracy is not None:
+        found.append("FP32 matches none of the labels, so outputs were compared instead")
+    if provider != target.execution_provider:
+        found.append(f"measured on {provider}, for {target.execution_provider} is not on this machine")
+    if target.latency_ms is not None and latency_ms > target.latency_ms:
+        found.append(f"{latency_ms:.2f} ms here are over the class's {target.latency_ms:g} ms")
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def take_in(source: Path, folder: Path) -> list[SourceFile]:

@@ -160,6 +160,7 @@ def verdict_for(*, tailoring: Tailoring, build: Build) -> Verdict:
     return judge(
         quality=msgspec.convert(build.quality, QualityReport),
         size_bytes=build.artifact.size_bytes,
+        memory_bytes=build.artifact.memory_bytes,
         target=msgspec.convert(tailoring.target, Target),
         available=facts.get("samples", 0),
         generated=facts.get("synthetic_samples", False),

@@ -18,7 +18,6 @@ from quantize_worker.contract import (
     ModelFacts,
     Precision,
     Recipe,
-    SourceFile,
     Target,
 )
 from quantize_worker.pipeline import run
@@ -33,6 +32,7 @@ from quantize_worker.steps.exchange import (
     Outcome,
     Step,
 )
+from tests.exports import listed
 from tests.integration import onnx_models
 
 LIMITS = Limits(wall_s=120, memory_bytes=16 << 30)
@@ -46,19 +46,6 @@ EVERYWHERE: dict[Precision, str] = {  # the format that stands for a precision, 
     "int8-qdq16": "int8-qdq16",
     "int4": "int4-b32",
 }
-
-
-def listed(folder: Path) -> list[SourceFile]:
-    """A folder's files as an upload lists them."""
-    return [
-        SourceFile(
-            path=path.relative_to(folder).as_posix(),
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-            size_bytes=path.stat().st_size,
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
 
 
 def upload(folder: Path, model: onnx.ModelProto | bytes) -> Path:

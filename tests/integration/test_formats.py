@@ -45,6 +45,16 @@ def gemm(*, transposed: bool) -> onnx.ModelProto:
     return with_floats(nodes, {"w": weight(2, *shape), "b": weight(3, 96)}, ["n", WIDTH])
 
 
+def perceptron() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["hidden"], transB=1),
+        helper.make_node("Relu", ["hidden"], ["active"]),
+        helper.make_node("Gemm", ["active", "w2", "b2"], ["y"], transB=1),
+    ]
+    constants = {"w1": weight(1, 96, 64), "b1": weight(2, 96), "w2": weight(3, 32, 96), "b2": weight(4, 32)}
+    return with_floats(nodes, constants, ["n", 64])
+
+
 def padded() -> onnx.ModelProto:
     """A matrix whose inputs are no multiple of any block."""
     return with_floats([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight(4, 130, 40)}, ["n", 130])
@@ -281,6 +291,16 @@ def test_the_runtime_has_a_kernel_for_it(
     assert found[operator] == 1
     assert not set(found) - {operator, "QuantizeLinear", "Mul", *(["Add"] if form == "int8-qdq" else [])}
     assert found["Mul"] <= 1  # smoothing, where it pays
+
+
+def test_a_gemm_before_a_relu_stays_in_integers(tmp_path: Path) -> None:
+    """ONNX Runtime would fuse the two in floating point and restore the weight at every run."""
+    bench = Bench(tmp_path, perceptron())
+    artifact = bench.build(bench.recipe("int8-qdq"))
+    found = bench.fused(artifact)
+    assert found["QGemm"] == 2
+    assert not found["FusedGemm"] + found["Gemm"]
+    assert bench.cosine(artifact) >= 0.998
 
 
 @pytest.mark.parametrize(("form", "limit"), [("int8-qdq", 0.998), ("int8-qdq16", 0.9995)])

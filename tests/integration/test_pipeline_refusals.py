@@ -20,8 +20,9 @@ from quantize_worker.steps.exchange import FIRST_STAGE, SOURCE_FOLDER, Job, Outc
 from quantize_worker.steps.intake import read_model
 from quantize_worker.steps.samples import read_set
 from tests import exports
+from tests.exports import listed
 from tests.integration import onnx_models
-from tests.integration.job_folders import LIMITS, features, inspect, listed, uniform, upload
+from tests.integration.job_folders import LIMITS, features, inspect, uniform, upload
 
 
 def refusal(folder: Path) -> str:

@@ -78,7 +78,20 @@ class _Writer:
             step = np.float32(_step(low, high, 8))
             inputs[2], extra = self._bias(layer, scales * step)
             nodes += extra
-        self._replace(layer.node, inputs, nodes)
+        self._replace(layer.node, inputs, nodes, after=self._clipped(layer))
+
+    def _clipped(self, layer: Layer) -> tuple[str, float] | None:
+        """The output of a Gemm that only a Relu reads, and up to where it matters.
+
+        ONNX Runtime fuses Gemm and Relu in floating point, and then restores the weight at every run. A pair
+        between them, over the range of what the Relu makes, keeps both in integers and changes nothing.
+        """
+        output = layer.node.output[0]
+        readers = self._place.readers(output)
+        if layer.operator != "Gemm" or self._bits != 8 or len(readers) != 1 or self._place.is_output(output):
+            return None
+        seen = self._activations.get(readers[0].output[0])
+        return None if readers[0].op_type != "Relu" or seen is None else (output, seen.high)
 
     def product(self, node: onnx.NodeProto) -> None:
         """Both inputs; what a softmax makes has its range by definition."""
@@ -89,12 +102,24 @@ class _Writer:
             nodes += made
         self._replace(node, inputs, nodes)
 
-    def _replace(self, node: onnx.NodeProto, inputs: list[str], nodes: list[onnx.NodeProto]) -> None:
+    def _replace(
+        self,
+        node: onnx.NodeProto,
+        inputs: list[str],
+        nodes: list[onnx.NodeProto],
+        after: tuple[str, float] | None = None,
+    ) -> None:
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
         del changed.input[:]
         changed.input.extend(inputs)
-        self._place.graph.replace(node, [*nodes, changed])
+        pair: list[onnx.NodeProto] = []
+        if after is not None:
+            output, high = after
+            changed.output[0] = self._place.graph.fresh_name(f"{output}.exact")
+            pair = self._pair(changed.output[0], 0.0, high, self._bits)[1]
+            pair[-1].output[0] = output
+        self._place.graph.replace(node, [*nodes, changed, *pair])
 
     def _product_range(self, tensor: str) -> tuple[float, float]:
         producer = self._place.producer(tensor)
