@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from quantize_worker.steps.graph import Graph
 from quantize_worker.steps.layers import layers_of
 from quantize_worker.steps.learned import MINIMUM_SAMPLES, learn
 from quantize_worker.steps.samples import SampleSet
+
+logger = logging.getLogger(__name__)
 
 
 def learned_analysis(
@@ -50,7 +53,13 @@ def learned_analysis(
     plain = msgspec.structs.replace(recipe, precision="fp32", layers=rest, learned=False)
     assemble(model, plain, analysis, host)
     samples = calibration.samples()
-    found = learn(model, host / "model.onnx", subjects, samples, lean=lean, on_share=on_share)
+    try:
+        found = learn(model, host / "model.onnx", subjects, samples, lean=lean, on_share=on_share)
+    except MemoryError:
+        raise
+    except Exception:  # ONNX Runtime's exceptions have no common base; a model that cannot be run in pieces
+        logger.exception("the rounding of this model cannot be learned; it is built as it was planned")
+        return analysis
     return _overlaid(analysis, scratch / "analysis", model, recipe, found.blocks)
 
 
