@@ -1,6 +1,7 @@
 """Anonymous memory of a process and everything it starts: what is resident and backed by no file.
 
-Pages of mapped weights do not count; the kernel can drop them at any time.
+Pages of mapped weights do not count; the kernel can drop them at any time. A page that a fork shares
+counts once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ INTERVAL_S = 0.05
 
 
 def anonymous_bytes(pid: int) -> int:
-    """``RssAnon`` of one process; 0 if it has ended."""
+    """``Pss_Anon`` of one process, its share of shared pages; 0 if it has ended."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
                 return int(line.split()[1]) * 1024
     return 0
 
